@@ -60,7 +60,8 @@ def efficientnet_lite0(
         x = _inverted_residual(x, stage, stride, name)
     x = _normalized(layers.Conv2D(1280, 1, use_bias=False, name="top_conv")(x), "top")
     x = layers.SpatialDropout2D(dropout, name="dropout")(x)
-    outputs = layers.Conv2D(map_channels, 1, name=MAP_LAYER)(x)
+    # Zeros: no class is preferred before the first step, whatever the features' scale.
+    outputs = layers.Conv2D(map_channels, 1, kernel_initializer="zeros", name=MAP_LAYER)(x)
     return keras.Model(inputs, outputs, name="efficientnet_lite0")
 
 

@@ -26,16 +26,36 @@ class WeightsError(ValueError):
 
 
 class _Tensor:
-    """Where a tensor lies: its storage, offset and shape, until the storages have been read."""
+    """Where a tensor lies in its storage, in elements, until the storages have been read."""
 
-    def __init__(self, storage: tuple[str, str], offset: int, shape: tuple[int, ...]) -> None:
-        self.storage, self.offset, self.shape = storage, offset, shape
+    def __init__(
+        self,
+        storage: tuple[str, str],
+        offset: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+    ) -> None:
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+
+    def view(self, storage: NDArray[Any]) -> NDArray[Any]:
+        """The tensor's values; convolutions converted from TensorFlow are stored transposed."""
+        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        if last >= storage.size:
+            raise WeightsError("a tensor reaches past the end of its storage")
+        strides = tuple(step * storage.itemsize for step in self.strides)
+        return np.lib.stride_tricks.as_strided(
+            storage[self.offset :], self.shape, strides, writeable=False
+        )
 
 
 def _rebuild_tensor(
-    storage: tuple[str, str], offset: int, size: tuple[int, ...], *_: object
+    storage: tuple[str, str],
+    offset: int,
+    size: tuple[int, ...],
+    strides: tuple[int, ...],
+    *_: object,
 ) -> _Tensor:
-    return _Tensor(storage, offset, tuple(size))
+    return _Tensor(storage, offset, tuple(size), tuple(strides))
 
 
 class _TensorUnpickler(pickle.Unpickler):
@@ -85,10 +105,7 @@ def _read_tensors(file: BinaryIO) -> dict[str, NDArray[Any]]:
         count = int.from_bytes(file.read(8), "little")
         raw = file.read(count * dtypes[key].itemsize)
         storages[key] = np.frombuffer(raw, dtypes[key], count)
-    return {
-        name: storages[t.storage[1]][t.offset : t.offset + int(np.prod(t.shape))].reshape(t.shape)
-        for name, t in tensors.items()
-    }
+    return {name: tensor.view(storages[tensor.storage[1]]) for name, tensor in tensors.items()}
 
 
 def imagenet_weights_file() -> Path:

@@ -1,0 +1,1 @@
+"""The bedside appliance around the reader: capture, loop, display, phantom."""

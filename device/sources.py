@@ -1,0 +1,210 @@
+"""Where frames come from: a clip, a picture, a folder of them, a capture device, the phantom."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from device.errors import SourceError
+from device.phantom import RATE, Phantom
+from reader.beam import Beam
+from reader.clips import SUFFIXES, Frame, Survey, check_file, is_still, read_frames, survey_clip
+
+
+Image = NDArray[np.uint8]
+
+FRAME_DEADLINE = 1.0
+"""Seconds to wait for a frame of a capture device before saying that none comes."""
+
+
+class Source(Protocol):
+    """Frames in the order they are taken, from now on.
+
+    ``name`` is what a person calls it. ``live``: frames come by themselves and are lost when nobody
+    takes them; otherwise each waits to be read. ``beam`` and ``span``: what is known beforehand.
+    ``length``: frames, where known.
+    """
+
+    name: str
+    live: bool
+    beam: Beam | None
+    span: float | None
+    length: int | None
+
+    def frames(self) -> Iterator[Frame]:
+        """The frames. Raises SourceError or ClipError when the source fails."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the device or file."""
+        ...
+
+
+def open_sources(source: str) -> list[Source]:
+    """The sources that a ``--source`` names: one, or one a file of a folder, in order of name.
+
+    Raises SourceError or ClipError where there is none.
+    """
+    if source == "demo":
+        return [PhantomSource()]
+    if source.startswith("v4l2:"):
+        return [CaptureDevice(Path(source.removeprefix("v4l2:")))]
+    path = Path(source)
+    if not path.is_dir():
+        check_file(path)
+        return [FileSource(path)]
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise SourceError(f"{path}: no picture or clip in this folder")
+    return [FileSource(file) for file in files]
+
+
+class FileSource:
+    """A clip or still picture. Its beam is surveyed before it is read."""
+
+    live = False
+
+    def __init__(self, path: Path) -> None:
+        """Raises ClipError where the file cannot be read."""
+        self.name, self._path = path.name, path
+        survey: Survey = survey_clip(path)
+        self.beam, self.span = survey.beam, survey.span
+        self.length = 1 if is_still(path) else _promised_frames(path)
+
+    def frames(self) -> Iterator[Frame]:
+        """The clip's frames, timed by the clip. Raises ClipError where it is cut off."""
+        return read_frames(self._path)
+
+    def close(self) -> None:
+        """Nothing is held between frames."""
+
+
+def _promised_frames(path: Path) -> int | None:
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.release()
+    return count if count > 0 else None
+
+
+class PhantomSource:
+    """The phantom as a live scanner, or frame by frame where nobody waits for the clock."""
+
+    live = True
+    beam = None
+    span = None
+
+    def __init__(self, rounds: int = 1) -> None:
+        self.name, self._phantom = "phantom", Phantom()
+        self.seconds = rounds * self._phantom.duration
+        self.length = round(self.seconds * RATE)
+
+    def frames(self) -> Iterator[Frame]:
+        """One round of the phantom's programme, at its frame rate in its own time."""
+        for sequence in range(self.length):
+            at = sequence / RATE
+            yield Frame(self._phantom.frame(at), at, sequence)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class CaptureDevice:
+    """A V4L2 capture device, through linuxpy: every wait has a deadline, the kernel's own times."""
+
+    live = True
+    beam = None
+    span = None
+    length = None
+
+    def __init__(self, path: Path, size: tuple[int, int] = (1280, 720)) -> None:
+        """Open the device and ask for a mode; the mode that it took is in ``mode``.
+
+        Raises SourceError where it is not there, is busy, or captures no video.
+        """
+        self.name = str(path)
+        if not path.exists():
+            raise SourceError(f"{path}: no such device; is the grabber plugged in?")
+        try:
+            from linuxpy.video.device import Device, VideoCapture
+        except ImportError as error:
+            raise SourceError(f"{path}: capture needs linuxpy ({error}): pip install linuxpy") from error
+        try:
+            self._device: Any = Device(str(path))
+            self._device.open()
+            capture = VideoCapture(self._device)
+            capture.set_format(*size, _best_format(self._device))
+            self._format: Any = capture.get_format()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SourceError(f"{path}: cannot be opened for capture ({error})") from error
+        self._capture = capture
+        self.mode = f"{self._format.width}x{self._format.height} {self._format.pixel_format.name}"
+
+    def frames(self) -> Iterator[Frame]:
+        """Frames until the device goes. Raises SourceError when none comes within the deadline, or
+        the device vanishes."""
+        sequence = 0
+        try:
+            with self._capture as stream:
+                reader = iter(stream)
+                while True:
+                    if not select.select([self._device.fileno()], [], [], FRAME_DEADLINE)[0]:
+                        raise SourceError(
+                            f"{self.name}: no frame for {FRAME_DEADLINE:g} s; "
+                            "is the scanner on, is the cable in?"
+                        )
+                    raw = next(reader)
+                    image = _decode(raw, self._format)
+                    if image is not None:
+                        yield Frame(image, float(raw.timestamp), sequence)
+                        sequence += 1
+        except OSError as error:
+            if isinstance(error, SourceError):
+                raise
+            raise SourceError(f"{self.name}: the device is gone ({error}); plug it in again") from error
+
+    def close(self) -> None:
+        """Give the device back."""
+        self._device.close()
+
+
+def _best_format(device: Any) -> str:
+    """The device's pixel format that costs least to decode, of those that are decoded here."""
+    offered = {f.pixel_format.name for f in device.info.formats}
+    for name in ("YUYV", "UYVY", "NV12", "MJPEG", "JPEG", "BGR24", "GREY"):
+        if name in offered:
+            return name
+    raise ValueError(f"offers only {', '.join(sorted(offered))}, none of which is decoded here")
+
+
+def _decode(raw: Any, form: Any) -> Image | None:
+    """A captured buffer as BGR or gray; None for one that is empty or damaged."""
+    data, name = np.frombuffer(bytes(raw), np.uint8), form.pixel_format.name
+    if name in ("MJPEG", "JPEG"):
+        return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None  # type: ignore[return-value]
+    height, width = form.height, form.width
+    layouts: dict[str, tuple[tuple[int, ...], int | None]] = {
+        "YUYV": ((height, width, 2), cv2.COLOR_YUV2BGR_YUYV),
+        "UYVY": ((height, width, 2), cv2.COLOR_YUV2BGR_UYVY),
+        "NV12": ((height * 3 // 2, width), cv2.COLOR_YUV2BGR_NV12),
+        "BGR24": ((height, width, 3), None),
+        "GREY": ((height, width), None),
+    }
+    shape, conversion = layouts[name]
+    if data.size < int(np.prod(shape)):
+        return None
+    image = data[: int(np.prod(shape))].reshape(shape)
+    return image if conversion is None else cv2.cvtColor(image, conversion)  # type: ignore[return-value]
+
+
+def now() -> float:
+    """The monotonic clock that V4L2 stamps frames with, in seconds."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+

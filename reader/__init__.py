@@ -1,0 +1,1 @@
+"""Pixels in, verdict out. No threads, no screen, no clock of its own."""

@@ -1,0 +1,1 @@
+"""Data sets, splits, networks, fitting and evaluation."""

@@ -1,0 +1,101 @@
+"""What the reader sees of each clip of a data set, gathered once and read by any network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from reader.beam import Beam
+from reader.bundle import Specification
+from reader.clips import read_frames, survey_clip
+from reader.preprocess import Preprocessor
+from reader.reader import Reader, Reading, View
+from reader.verdict import Verdict, worst_moment
+from training.datasets import Sample
+
+Image = NDArray[np.uint8]
+Float = NDArray[np.float32]
+ClassMaps = Callable[[Image], Float]
+"""uint8 [n, size, size, channels] to float32 logits [n, rows, columns, map channels]."""
+
+NO_IMAGE: Image = np.zeros((0, 0), np.uint8)
+
+
+@dataclass(frozen=True)
+class ClipViews:
+    """One sample as the reader sees it: a view a frame, the source pictures let go.
+
+    ``span``: seconds that the clip lasts where that is less than the survey, else None.
+    """
+
+    sample: Sample
+    beam: Beam | None
+    span: float | None
+    views: tuple[View, ...]
+
+    @property
+    def pixels(self) -> list[Image]:
+        """The network's inputs, uint8 [size, size, channels] each, of the frames that have one."""
+        return [view.pixels for view in self.views if view.pixels is not None]
+
+    def mask(self, size: int) -> Image:
+        """The beam in the tensor: uint8 [size, size]."""
+        assert self.beam is not None
+        return Preprocessor(self.beam, size).mask
+
+
+def gather_views(
+    samples: Iterable[Sample], specification: Specification, rate: float | None
+) -> list[ClipViews]:
+    """Look at every sample through the reader; ``rate``: frames a second kept, None for all.
+
+    Raises ClipError where a file cannot be read.
+    """
+    return [
+        look_through(sample, specification, rate)
+        for sample in tqdm(list(samples), desc="looking", unit="clip", dynamic_ncols=True)
+    ]
+
+
+def look_through(sample: Sample, specification: Specification, rate: float | None) -> ClipViews:
+    """One sample as the reader sees it, from its frames at ``rate`` a second (None for all)."""
+    survey = survey_clip(sample.path)
+    beam = survey.beam if specification.beam == "ultrasound" else None
+    reader = Reader(specification, beam=beam, span=survey.span)
+    views, due = [], 0.0
+    for frame in read_frames(sample.path):
+        if rate is None or frame.captured_at >= due - 1e-3:
+            due = max(due + 1 / rate, frame.captured_at) if rate else 0.0
+            view = reader.look(frame)
+            views.append(
+                dataclasses.replace(view, frame=dataclasses.replace(frame, image=NO_IMAGE))
+            )
+    return ClipViews(sample, reader.beam, survey.span, tuple(views))
+
+
+def readings(clip: ClipViews, specification: Specification, class_maps: ClassMaps) -> list[Reading]:
+    """Read a clip's views with a network, frame by frame in order."""
+    reader = Reader(specification, beam=clip.beam, span=clip.span)
+    pixels = clip.pixels
+    maps = iter(class_maps(np.stack(pixels))) if pixels else iter(())
+    return [
+        reader.conclude(view, None if view.pixels is None else next(maps)) for view in clip.views
+    ]
+
+
+def clip_verdict(
+    of: Sequence[Reading], specification: Specification
+) -> tuple[str, Verdict | None]:
+    """A clip's state and verdict; without any reading, its commonest reason and None."""
+    verdicts = [reading.verdict for reading in of if reading.verdict is not None]
+    if not verdicts:
+        return Counter(reading.state for reading in of).most_common(1)[0][0], None
+    worst = worst_moment(verdicts, specification.labels, specification.negative)
+    return worst.state, worst
+
