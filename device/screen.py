@@ -85,7 +85,7 @@ def beam_picture(reading: Reading, overlay: bool = False) -> Image | None:
     if (image.shape[1], image.shape[0]) != reading.beam.size:
         return None
     left, top, right, bottom = reading.beam.bounds
-    crop = image[top:bottom, left:right]
+    crop: NDArray[Any] = image[top:bottom, left:right]
     if crop.ndim == 2:
         crop = cv2.cvtColor(crop, cv2.COLOR_GRAY2BGR)
     mask = reading.beam.mask()[top:bottom, left:right]
@@ -118,9 +118,7 @@ def _draw_beam(canvas: Image, screen: Screen) -> None:
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     picture = np.asarray(cv2.resize(picture, size, interpolation=method), np.uint8)
     x, y = 16 + (room_w - size[0]) // 2, 16 + (room_h - size[1]) // 2
-    canvas[y : y + size[1], x : x + size[0]] = np.maximum(
-        picture, canvas[y : y + size[1], x : x + size[0]]
-    )
+    canvas[y : y + size[1], x : x + size[0]] = np.maximum(picture, canvas[y : y + size[1], x : x + size[0]])
 
 
 def look_of(state: str, negative: str) -> tuple[str, Colour]:
@@ -172,7 +170,15 @@ def _draw_trend(canvas: Image, screen: Screen) -> None:
         _polyline(canvas, line)
     p_now = abnormal_probability(screen.reading, screen.negative)
     if p_now is not None:
-        _text(canvas, f"{100 * p_now:.0f}%", (right + 10, round(bottom - p_now * (bottom - top - 24))), 30, TEXT, 700, 76)
+        _text(
+            canvas,
+            f"{100 * p_now:.0f}%",
+            (right + 10, round(bottom - p_now * (bottom - top - 24))),
+            30,
+            TEXT,
+            700,
+            76,
+        )
 
 
 def _polyline(canvas: Image, line: list[tuple[int, int]]) -> None:

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device.errors import SourceError
-from device.phantom import RATE, Phantom
 from reader.beam import Beam
 from reader.clips import SUFFIXES, Frame, Survey, check_file, is_still, read_frames, survey_clip
-
+from reader.phantom import RATE, Phantom
 
 Image = NDArray[np.uint8]
 
@@ -27,13 +26,13 @@ FRAME_DEADLINE = 1.0
 class Source(Protocol):
     """Frames in the order they are taken, from now on.
 
-    ``name`` is what a person calls it. ``live``: frames come by themselves and are lost when nobody
-    takes them; otherwise each waits to be read. ``beam`` and ``span``: what is known beforehand.
-    ``length``: frames, where known.
+    ``name`` is what a person calls it. ``paced_by_us``: frames are there at once and must be held
+    back until their time; a device's come by themselves. ``beam`` and ``span`` (seconds): what is
+    known beforehand. ``length``: frames, where known.
     """
 
     name: str
-    live: bool
+    paced_by_us: bool
     beam: Beam | None
     span: float | None
     length: int | None
@@ -69,7 +68,7 @@ def open_sources(source: str) -> list[Source]:
 class FileSource:
     """A clip or still picture. Its beam is surveyed before it is read."""
 
-    live = False
+    paced_by_us = True
 
     def __init__(self, path: Path) -> None:
         """Raises ClipError where the file cannot be read."""
@@ -96,18 +95,18 @@ def _promised_frames(path: Path) -> int | None:
 class PhantomSource:
     """The phantom as a live scanner, or frame by frame where nobody waits for the clock."""
 
-    live = True
-    beam = None
-    span = None
+    paced_by_us = True
+    beam: Beam | None = None
+    span: float | None = None
 
     def __init__(self, rounds: int = 1) -> None:
         self.name, self._phantom = "phantom", Phantom()
         self.seconds = rounds * self._phantom.duration
-        self.length = round(self.seconds * RATE)
+        self.length: int | None = round(self.seconds * RATE)
 
     def frames(self) -> Iterator[Frame]:
         """One round of the phantom's programme, at its frame rate in its own time."""
-        for sequence in range(self.length):
+        for sequence in range(round(self.seconds * RATE)):
             at = sequence / RATE
             yield Frame(self._phantom.frame(at), at, sequence)
 
@@ -118,10 +117,10 @@ class PhantomSource:
 class CaptureDevice:
     """A V4L2 capture device, through linuxpy: every wait has a deadline, the kernel's own times."""
 
-    live = True
-    beam = None
-    span = None
-    length = None
+    paced_by_us = False
+    beam: Beam | None = None
+    span: float | None = None
+    length: int | None = None
 
     def __init__(self, path: Path, size: tuple[int, int] = (1280, 720)) -> None:
         """Open the device and ask for a mode; the mode that it took is in ``mode``.
@@ -206,5 +205,3 @@ def _decode(raw: Any, form: Any) -> Image | None:
 def now() -> float:
     """The monotonic clock that V4L2 stamps frames with, in seconds."""
     return time.clock_gettime(time.CLOCK_MONOTONIC)
-
-

@@ -146,7 +146,7 @@ class BeamFinder:
         """The beam in the frames so far, or None where there is none."""
         if self._sum is None or self._brightest is None or min(self._size) < 16:
             return None
-        picture = 0.5 * (self._sum / self.frames + self._brightest)
+        picture = (0.5 * (self._sum / self.frames + self._brightest)).astype(np.float32)
         outline = _best_outline(picture)
         if outline is None:
             return None
@@ -218,11 +218,9 @@ def _lit(picture: Float, background: float) -> NDArray[np.bool_]:
     """The largest body of pixels brighter than the background, small text dropped."""
     smooth = cv2.GaussianBlur(picture, (0, 0), 0.6)
     above = (smooth > background + LIT_MARGIN).astype(np.uint8)
-    opened = above
+    opened: NDArray[Any] = above
     for line in (np.ones((THINNEST, 1), np.uint8), np.ones((1, THINNEST), np.uint8)):
-        opened = cv2.morphologyEx(
-            opened, cv2.MORPH_OPEN, line, borderType=cv2.BORDER_CONSTANT, borderValue=0
-        )
+        opened = cv2.morphologyEx(opened, cv2.MORPH_OPEN, line, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     joined = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(joined)
     if count < 2:
@@ -265,7 +263,8 @@ class _Outline:
             x, y = self.apex
             angles = np.linspace(-self.half_angle, self.half_angle, 33)
             rim = np.stack([np.sin(angles), np.cos(angles)], axis=1)
-            ring = np.concatenate([rim * max(self.near, 0), rim[::-1] * self.far]) + (x, y)
+            arcs = np.concatenate([rim * max(self.near, 0), rim[::-1] * self.far])
+            ring = arcs + np.array((x, y))
         else:
             x0, x1 = self.left, -self.right
             ring = np.array([(x0, self.near), (x1, self.near), (x1, self.far), (x0, self.far)])
@@ -295,7 +294,6 @@ class _Grid:
     def __init__(self, shape: tuple[int, ...]) -> None:
         rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
         self.x, self.y = (columns + 0.5).ravel(), (rows + 0.5).ravel()
-        self.reach = float(np.hypot(*shape[:2]))
 
     def sides(self, half_angle: float) -> tuple[Float, Float]:
         cosine, sine = math.cos(half_angle), math.sin(half_angle)
@@ -408,9 +406,7 @@ def _settle_on_edges(outline: _Outline, picture: Float) -> _Outline:
     return _Outline(outline.half_angle, left, right, near - drop, far - drop)
 
 
-def _steepest(
-    position: Float, root: Float, among: NDArray[np.bool_], start: float, reach: int = 4
-) -> float:
+def _steepest(position: Float, root: Float, among: NDArray[np.bool_], start: float, reach: int = 4) -> float:
     """Within ``reach`` pixels of ``start``, the place with the largest rise of the mean level."""
     low = math.floor(start) - reach - 3
     bins = (position[among] - low).astype(np.int64)

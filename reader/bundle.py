@@ -60,6 +60,15 @@ class Specification:
         if not 32 <= self.size <= 1024 or not 0.01 <= self.temperature <= 100:
             raise ValueError("size or temperature is out of range")
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Specification:
+        """From plain JSON values. Raises KeyError, TypeError or ValueError where they are wrong."""
+        fields: dict[str, Any] = {
+            key: tuple(field) if isinstance(field, list) else field for key, field in value.items()
+        }
+        fields["verdict"] = VerdictRule(**value["verdict"])
+        return cls(**fields)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -91,12 +100,7 @@ class Manifest:
                 raise BundleError(
                     f"{where}: schema version {schema}; this Sonoglance reads {SCHEMA}: update it"
                 )
-            reads = dict(value.pop("reads"))
-            rule = VerdictRule(**reads.pop("verdict"))
-            specification = Specification(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in reads.items()},
-                verdict=rule,
-            )
+            specification = Specification.from_json(value.pop("reads"))
             limits = tuple(value.pop("limits"))
             return cls(reads=specification, limits=limits, **value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -218,4 +222,3 @@ def _check_sums(path: Path, files: Mapping[str, bytes]) -> None:
     for name in sorted(present):
         if hashlib.sha256(files[name]).hexdigest() != listed[name]:
             raise BundleError(f"{path}: {name} was changed or damaged; copy the bundle again")
-

@@ -11,12 +11,12 @@ from pathlib import Path
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
-from reader.beam import Beam, BeamFinder  # noqa: E402
-from reader.errors import ClipError  # noqa: E402
+from reader.beam import Beam, BeamFinder
+from reader.errors import ClipError
 
 Image = NDArray[np.uint8]
 
@@ -118,9 +118,7 @@ def _read_clip(path: Path) -> Iterator[Frame]:
     if sequence == 0:
         raise ClipError(f"{path}: holds no frame that can be decoded; is it cut off?")
     if sequence < COMPLETE_SHARE * promised:
-        raise ClipError(
-            f"{path}: ends after {sequence} of {promised:.0f} frames; copy it again"
-        )
+        raise ClipError(f"{path}: ends after {sequence} of {promised:.0f} frames; copy it again")
 
 
 def _frame_rate(capture: cv2.VideoCapture) -> float:

@@ -64,7 +64,7 @@ class Preprocessor:
         if (image.shape[1], image.shape[0]) != self.beam.size:
             raise ValueError(f"picture of {image.shape[1::-1]}, beam of {self.beam.size}")
         left, top, right, bottom = self._box
-        inner = self._shrink(gray(image[top:bottom, left:right]))
+        inner: NDArray[Any] = self._shrink(gray(image[top:bottom, left:right]))
         if self._levels is not None:
             inner = cv2.LUT(inner, self._levels)
         if self._inner != (self.size, self.size):

@@ -45,8 +45,8 @@ class LiteRtRunner:
             raise BundleError(f"{where}: its input is not one picture of uint8")
         if target["dtype"] not in (np.uint8, np.int8) or len(target["shape"]) != 4:
             raise BundleError(f"{where}: its output is not an 8-bit class map")
-        self.input_shape = tuple(int(n) for n in source["shape"][1:])
-        self.map_shape = tuple(int(n) for n in target["shape"][1:])
+        self.input_shape = _shape(source)
+        self.map_shape = _shape(target)
         self._input, self._output = source["index"], target["index"]
         scale, self._zero_point = target["quantization"]
         self._scale = np.float32(scale)
@@ -78,6 +78,11 @@ def _interpreter_class() -> tuple[Any, str]:
         except ModuleNotFoundError:
             continue
     raise RunnerError("no TFLite runtime is installed: pip install ai-edge-litert")
+
+
+def _shape(details: dict[str, Any]) -> tuple[int, int, int]:
+    _, rows, columns, channels = (int(n) for n in details["shape"])
+    return rows, columns, channels
 
 
 def _single(details: list[dict[str, Any]], where: str, what: str) -> dict[str, Any]:

@@ -76,5 +76,5 @@ def _gain_field(size: int, random: np.random.Generator) -> NDArray[np.float32]:
     grain = random.integers(1, 4)
     side = -(-size // int(grain))
     noise = random.standard_normal((side, side), dtype=np.float32) * random.uniform(0, SPECKLE)
-    noise = cv2.resize(noise, (size, size), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(ramp * (1 + noise), np.float32)
+    spread = cv2.resize(noise, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(ramp * (1 + spread), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections import Counter
@@ -93,9 +94,7 @@ def load_task(name: str) -> Task:
     return task
 
 
-def load_samples(
-    folder: Path, where: Sequence[str] = (), patient_pattern: str | None = None
-) -> list[Sample]:
+def load_samples(folder: Path, where: Sequence[str] = (), patient_pattern: str | None = None) -> list[Sample]:
     """Every row of a data set: of its ``index.csv``, or of a plain folder of class folders.
 
     ``where``: conditions ``COLUMN=VALUE`` or ``COLUMN!=VALUE``, all of which must hold.
@@ -213,3 +212,8 @@ def patient_folds(samples: Sequence[Sample], folds: int, seed: int) -> list[list
     strata = np.array([f"{sample.label} {sample.grade}" for sample in samples])
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return [held.tolist() for _, held in splitter.split(keys, strata, keys)]
+
+
+def patient_digest(patient: str) -> str:
+    """A short digest of a patient's identifier, to notice that someone was trained on."""
+    return hashlib.sha256(patient.encode()).hexdigest()[:12]

@@ -81,9 +81,7 @@ def _normalized(x: Any, name: str, activation: bool = True) -> Any:
 def _inverted_residual(x: Any, stage: Stage, stride: int, name: str) -> Any:
     shortcut, channels = x, x.shape[-1]
     if stage.expansion != 1:
-        x = layers.Conv2D(
-            channels * stage.expansion, 1, use_bias=False, name=f"{name}_expand_conv"
-        )(x)
+        x = layers.Conv2D(channels * stage.expansion, 1, use_bias=False, name=f"{name}_expand_conv")(x)
         x = _normalized(x, f"{name}_expand")
     x = layers.DepthwiseConv2D(
         stage.kernel, strides=stride, padding="same", use_bias=False, name=f"{name}_depthwise_conv"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,29 +73,28 @@ def look_through(sample: Sample, specification: Specification, rate: float | Non
         if rate is None or frame.captured_at >= due - 1e-3:
             due = max(due + 1 / rate, frame.captured_at) if rate else 0.0
             view = reader.look(frame)
-            views.append(
-                dataclasses.replace(view, frame=dataclasses.replace(frame, image=NO_IMAGE))
-            )
+            views.append(dataclasses.replace(view, frame=dataclasses.replace(frame, image=NO_IMAGE)))
     return ClipViews(sample, reader.beam, survey.span, tuple(views))
 
 
-def readings(clip: ClipViews, specification: Specification, class_maps: ClassMaps) -> list[Reading]:
-    """Read a clip's views with a network, frame by frame in order."""
-    reader = Reader(specification, beam=clip.beam, span=clip.span)
+def read_maps(clip: ClipViews, class_maps: ClassMaps) -> Float:
+    """The class maps of a clip's inputs: float32 [n, rows, columns, map channels]."""
     pixels = clip.pixels
-    maps = iter(class_maps(np.stack(pixels))) if pixels else iter(())
-    return [
-        reader.conclude(view, None if view.pixels is None else next(maps)) for view in clip.views
-    ]
+    return class_maps(np.stack(pixels)) if pixels else np.zeros((0, 1, 1, 1), np.float32)
 
 
-def clip_verdict(
-    of: Sequence[Reading], specification: Specification
-) -> tuple[str, Verdict | None]:
+def readings(clip: ClipViews, specification: Specification, maps: Float) -> list[Reading]:
+    """Conclude from a clip's views and the maps of those that have an input, in order."""
+    reader = Reader(specification, beam=clip.beam, span=clip.span)
+    rest = iter(maps)
+    return [reader.conclude(view, None if view.pixels is None else next(rest)) for view in clip.views]
+
+
+def clip_verdict(clip: ClipViews, specification: Specification, maps: Float) -> tuple[str, Verdict | None]:
     """A clip's state and verdict; without any reading, its commonest reason and None."""
-    verdicts = [reading.verdict for reading in of if reading.verdict is not None]
+    read = readings(clip, specification, maps)
+    verdicts = [reading.verdict for reading in read if reading.verdict is not None]
     if not verdicts:
-        return Counter(reading.state for reading in of).most_common(1)[0][0], None
+        return Counter(reading.state for reading in read).most_common(1)[0][0], None
     worst = worst_moment(verdicts, specification.labels, specification.negative)
     return worst.state, worst
-

@@ -12,13 +12,13 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-STORAGE_DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
+STORAGE_DTYPES: dict[str, np.dtype[Any]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
 class WeightsError(ValueError):
@@ -43,9 +43,7 @@ class _Tensor:
         if last >= storage.size:
             raise WeightsError("a tensor reaches past the end of its storage")
         strides = tuple(step * storage.itemsize for step in self.strides)
-        return np.lib.stride_tricks.as_strided(
-            storage[self.offset :], self.shape, strides, writeable=False
-        )
+        return np.lib.stride_tricks.as_strided(storage[self.offset :], self.shape, strides, writeable=False)
 
 
 def _rebuild_tensor(
@@ -61,7 +59,7 @@ def _rebuild_tensor(
 class _TensorUnpickler(pickle.Unpickler):
     """An unpickler that can build tensors and ordered dictionaries, and nothing else."""
 
-    allowed: dict[tuple[str, str], Callable[..., Any] | str] = {
+    allowed: ClassVar[dict[tuple[str, str], Callable[..., Any] | str]] = {
         ("collections", "OrderedDict"): OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         **{("torch", name): name for name in STORAGE_DTYPES},
@@ -71,9 +69,7 @@ class _TensorUnpickler(pickle.Unpickler):
         try:
             return self.allowed[module, name]
         except KeyError:
-            raise WeightsError(
-                f"the weights file asks for {module}.{name}: only tensors are read"
-            ) from None
+            raise WeightsError(f"the weights file asks for {module}.{name}: only tensors are read") from None
 
     def persistent_load(self, pid: Any) -> tuple[str, str]:
         _, storage_type, key, *_ = pid

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -168,7 +169,7 @@ def _smooth_step(x: Float, width: float) -> Float:
     return np.asarray(1 / (1 + np.exp(-np.clip(x / width, -30, 30))), np.float32)
 
 
-def _bump(x: Float, width: float) -> Float:
+def _bump(x: NDArray[Any], width: float) -> Float:
     return np.asarray(np.exp(-((x / width) ** 2)), np.float32)
 
 
@@ -196,7 +197,12 @@ def _lung(lung: str, depth: Float, angle: Float, breath: float, t: float) -> Flo
     if lung == "b-lines":
         streaks = sum(
             gain * _bump(angle - place - drift, width)
-            for place, width, gain in ((-0.42, 0.07, 26), (-0.12, 0.10, 30), (0.1, 0.06, 24), (0.38, 0.09, 29))
+            for place, width, gain in (
+                (-0.42, 0.07, 26),
+                (-0.12, 0.10, 30),
+                (0.1, 0.06, 24),
+                (0.38, 0.09, 29),
+            )
         )
         return np.asarray(haze + streaks * (0.8 + 0.5 * beyond), np.float32)
     # Consolidation: liver-like tissue under a ragged edge, air bronchograms, B-lines beyond.
@@ -204,7 +210,15 @@ def _lung(lung: str, depth: Float, angle: Float, breath: float, t: float) -> Flo
     body = _smooth_step(edge * _bump(angle - 0.05, 0.75) - beyond, 0.012)
     bronchi = sum(
         _bump(np.hypot((angle - x - drift) * 0.45, depth - y) - 0, 0.016)
-        for x, y in ((-0.2, 0.34), (-0.05, 0.40), (0.08, 0.33), (0.2, 0.42), (0.3, 0.36), (0.0, 0.47), (0.15, 0.49))
+        for x, y in (
+            (-0.2, 0.34),
+            (-0.05, 0.40),
+            (0.08, 0.33),
+            (0.2, 0.42),
+            (0.3, 0.36),
+            (0.0, 0.47),
+            (0.15, 0.49),
+        )
     )
     shred = _bump(beyond - edge * _bump(angle - 0.05, 0.75), 0.02)
     deep = -14 - 18 * beyond
@@ -243,7 +257,9 @@ def _console() -> Image:
     font = cv2.FONT_HERSHEY_SIMPLEX
     screen[:34] = (46, 38, 32)
     cv2.putText(screen, PATIENT, (14, 24), font, 0.7, (230, 230, 230), 2, cv2.LINE_AA)
-    cv2.putText(screen, "ID 000-000   LUNG   MI 0.7  TIs 0.1", (820, 24), font, 0.55, (210, 210, 210), 1, cv2.LINE_AA)
+    cv2.putText(
+        screen, "ID 000-000   LUNG   MI 0.7  TIs 0.1", (820, 24), font, 0.55, (210, 210, 210), 1, cv2.LINE_AA
+    )
     for i, word in enumerate(("GAIN 52", "DEPTH 12", "FREQ 3.5", "DR 58", "MAP B", "THI ON")):
         cv2.putText(screen, word, (14, 120 + 44 * i), font, 0.55, (170, 190, 150), 1, cv2.LINE_AA)
     screen[110:366, 1240:1256] = np.arange(255, -1, -1).astype(np.uint8)[:, None, None]
@@ -261,6 +277,14 @@ def _menu(screen: Image) -> Image:
 
 def _bars() -> Image:
     """Colour bars (SMPTE EG 1's upper part)."""
-    colours = [(192, 192, 192), (0, 192, 192), (192, 192, 0), (0, 192, 0), (192, 0, 192), (0, 0, 192), (192, 0, 0)]
+    colours = [
+        (192, 192, 192),
+        (0, 192, 192),
+        (192, 192, 0),
+        (0, 192, 0),
+        (192, 0, 192),
+        (0, 0, 192),
+        (192, 0, 0),
+    ]
     bars = np.repeat(np.array(colours, np.uint8), WIDTH // 7 + 1, axis=0)[:WIDTH]
     return np.ascontiguousarray(np.broadcast_to(bars[None], (HEIGHT, WIDTH, 3)))

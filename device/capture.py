@@ -1,0 +1,84 @@
+"""Capture beside the loop: the newest frame wins, nothing queues, and every wait has a deadline."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from device.sources import Source, now
+from reader.clips import Frame
+
+JOIN_DEADLINE = 2.0
+"""Seconds to wait for the capture thread to end."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A frame and the monotonic second at which it reached this host."""
+
+    frame: Frame
+    at: float
+
+
+class Capture:
+    """Takes frames from a source in a thread of its own and keeps only the newest.
+
+    A source that is not a device is paced by its own frame times, as if it were one.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._changed = threading.Condition()
+        self._newest: Arrived | None = None
+        self._error: Exception | None = None
+        self._ended = False
+        self._stop = threading.Event()
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+        self._thread.start()
+
+    def take(self, deadline: float) -> Arrived | None:
+        """The newest frame not yet taken, or None after ``deadline`` seconds without one.
+
+        Raises the source's own error, once every frame before it was taken.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest or self._ended, timeout=deadline)
+            arrived, self._newest = self._newest, None
+            if arrived is None and self._error is not None:
+                raise self._error
+            return arrived
+
+    @property
+    def ended(self) -> bool:
+        """Whether the source is through and its last frame was taken."""
+        with self._changed:
+            return self._ended and self._newest is None and self._error is None
+
+    def close(self) -> None:
+        """Stop taking frames and let go of the source."""
+        self._stop.set()
+        self._thread.join(JOIN_DEADLINE)
+        self._source.close()
+
+    def _run(self) -> None:
+        began = now()
+        try:
+            for frame in self._source.frames():
+                if self._source.paced_by_us:
+                    self._stop.wait(max(0.0, began + frame.captured_at - now()))
+                if self._stop.is_set():
+                    break
+                self._put(Arrived(frame, now()))
+        except Exception as error:  # noqa: BLE001  carried to the loop, which names it
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _put(self, arrived: Arrived) -> None:
+        with self._changed:
+            self.dropped += self._newest is not None
+            self._newest = arrived
+            self._changed.notify_all()

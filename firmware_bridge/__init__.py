@@ -1,0 +1,1 @@
+"""The console panel: wire protocol, serial link, GPIO panel and firmware."""
