@@ -85,7 +85,13 @@ class Window:
     """A window on the local display."""
 
     def __init__(self) -> None:
-        cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        try:
+            cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        except cv2.error as error:
+            raise SourceError(
+                "this OpenCV was built without windows: install opencv-python in place of "
+                "opencv-python-headless"
+            ) from error
         cv2.resizeWindow(WINDOW, 1280, 720)
 
     def show(self, screen: Screen) -> str:

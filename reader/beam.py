@@ -12,6 +12,7 @@ count for less, because ribs and lost contact throw shadows inside the beam.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -32,6 +33,8 @@ LIT_MARGIN = 2.5
 """Gray levels above the background from which a pixel counts as lit."""
 SECTOR_HALF_ANGLES = tuple(range(14, 56, 2))
 """Half opening angles tried for a convex beam, in degrees."""
+SECTOR_ADVANTAGE = 1.005
+"""A sector must hold this much more than a rectangle to be preferred: it has more freedom."""
 SMALLEST_AREA = 0.04
 """Beams that cover less of the picture than this are not believed."""
 THINNEST = 7
@@ -194,7 +197,7 @@ def _best_outline(picture: Float) -> tuple[Literal["convex", "linear"], NDArray[
     if best is None or not _believable(best[1], best[2]):
         return None
     outline = _settle_on_edges(best[1], picture)
-    return outline.shape, outline.polygon(picture.shape)
+    return outline.shape, outline.polygon()
 
 
 def _background_levels(picture: Float) -> list[float]:
@@ -239,13 +242,18 @@ def _lit(picture: Float, background: float) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class _Outline:
-    """Sides as distances along their inward normals; ends as radii (convex) or rows (linear)."""
+    """A ring sector cut by an upright box; a half angle of 0 is the box alone.
+
+    ``left`` and ``right``: distances of the straight sides along their inward normals. ``near`` and
+    ``far``: radii about the apex. ``box``: left, top, right, bottom. All in working pixels.
+    """
 
     half_angle: float
     left: float
     right: float
     near: float
     far: float
+    box: tuple[float, float, float, float]
 
     @property
     def shape(self) -> Literal["convex", "linear"]:
@@ -256,24 +264,21 @@ class _Outline:
         sine, cosine = math.sin(self.half_angle), math.cos(self.half_angle)
         return (self.left - self.right) / (2 * cosine), (self.left + self.right) / (2 * sine)
 
-    def polygon(self, picture: tuple[int, ...]) -> NDArray[Any]:
-        """The outline cut by the picture's edge, float [n, 2] in working pixels."""
-        height, width = picture[:2]
-        if self.half_angle:
-            x, y = self.apex
-            angles = np.linspace(-self.half_angle, self.half_angle, 33)
-            rim = np.stack([np.sin(angles), np.cos(angles)], axis=1)
-            arcs = np.concatenate([rim * max(self.near, 0), rim[::-1] * self.far])
-            ring = arcs + np.array((x, y))
-        else:
-            x0, x1 = self.left, -self.right
-            ring = np.array([(x0, self.near), (x1, self.near), (x1, self.far), (x0, self.far)])
-        return _cut(ring, width, height)
+    def polygon(self) -> NDArray[Any]:
+        """The corners, float [n, 2] in working pixels."""
+        left, top, right, bottom = self.box
+        if not self.half_angle:
+            return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        angles = np.linspace(-self.half_angle, self.half_angle, 33)
+        rim = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+        arcs = np.concatenate([rim * max(self.near, 0), rim[::-1] * self.far])
+        return _cut(arcs + np.array(self.apex), self.box)
 
 
-def _cut(ring: NDArray[Any], width: int, height: int) -> NDArray[Any]:
-    """Clip a polygon by the picture (Sutherland and Hodgman 1974)."""
-    for axis, limit, sign in ((0, 0.0, 1), (0, float(width), -1), (1, 0.0, 1), (1, float(height), -1)):
+def _cut(ring: NDArray[Any], box: tuple[float, float, float, float]) -> NDArray[Any]:
+    """Clip a polygon by a box (Sutherland and Hodgman 1974)."""
+    left, top, right, bottom = box
+    for axis, limit, sign in ((0, left, 1), (0, right, -1), (1, top, 1), (1, bottom, -1)):
         kept: list[NDArray[Any]] = []
         inside = (ring[:, axis] - limit) * sign >= 0
         for i in range(len(ring)):
@@ -289,54 +294,86 @@ def _cut(ring: NDArray[Any], width: int, height: int) -> NDArray[Any]:
 
 
 class _Grid:
-    """Pixel centres of a picture and, for a half angle, their distances along both normals."""
+    """The centres of a picture's pixels, and their distances along what bounds an outline."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
         self.x, self.y = (columns + 0.5).ravel(), (rows + 0.5).ravel()
+        self.box = (0.0, 0.0, float(shape[1]), float(shape[0]))
 
     def sides(self, half_angle: float) -> tuple[Float, Float]:
         cosine, sine = math.cos(half_angle), math.sin(half_angle)
         return self.x * cosine + self.y * sine, -self.x * cosine + self.y * sine
 
-    def ends(self, outline: _Outline) -> Float:
-        if not outline.half_angle:
-            return self.y
+    def radius(self, outline: _Outline) -> Float:
         x, y = outline.apex
         return np.hypot(self.x - x, self.y - y)
+
+    def in_box(self, box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+        left, top, right, bottom = box
+        return (self.x >= left) & (self.x <= right) & (self.y >= top) & (self.y <= bottom)
+
+    def in_sector(self, outline: _Outline) -> NDArray[np.bool_]:
+        if not outline.half_angle:
+            return np.ones(self.x.shape, bool)
+        u, v = self.sides(outline.half_angle)
+        radius = self.radius(outline)
+        inside: NDArray[np.bool_] = (u >= outline.left) & (v >= outline.right)
+        return inside & (radius >= outline.near) & (radius <= outline.far)
 
 
 def _fit(weights: Float) -> _Outline:
     """The outline with the largest sum of weights inside it."""
     grid, flat = _Grid(weights.shape), weights.ravel()
-    fits = [_ascend(grid, flat, math.radians(angle)) for angle in (0, *SECTOR_HALF_ANGLES)]
-    score, outline = max(fits, key=lambda fit: fit[0])
-    for step in (1.0, 0.5):
-        for turn in (-step, step):
-            if outline.half_angle:
-                trial = _ascend(grid, flat, outline.half_angle + math.radians(turn))
-                if trial[0] > score:
-                    score, outline = trial
-    return outline
+    box, score = _best_box(grid, flat, np.ones(flat.shape, bool), grid.box)
+    best = _Outline(0.0, 0.0, 0.0, 0.0, 0.0, box)
+    sectors = [_best_sector(grid, flat, math.radians(angle), grid.box) for angle in SECTOR_HALF_ANGLES]
+    # A sector that a window on the scanner's screen cuts off is found within that window.
+    sectors += [_best_sector(grid, flat, math.radians(angle), box) for angle in SECTOR_HALF_ANGLES[::2]]
+    within, sector = max(sectors, key=lambda fit: fit[0])
+    for turn in (-1.0, 1.0, -0.5, 0.5):
+        trial = _best_sector(grid, flat, sector.half_angle + math.radians(turn), sector.box)
+        if trial[0] > within:
+            within, sector = trial
+    return sector if within > score * SECTOR_ADVANTAGE else best
 
 
-def _ascend(grid: _Grid, weights: Float, half_angle: float) -> tuple[float, _Outline]:
-    """Set each side and end in turn to its best place, the others held, until they settle."""
+def _best_box(
+    grid: _Grid, weights: Float, among: NDArray[np.bool_], box: tuple[float, float, float, float]
+) -> tuple[tuple[float, float, float, float], float]:
+    """The box around part of the pixels with the largest sum, each edge set in turn, and the sum."""
+    left, top, right, bottom = box
+    score = 0.0
+    for _ in range(2):
+        left, _ = _best_cut(grid.x, weights, among & grid.in_box((-1.0, top, right, bottom)))
+        right, _ = _best_cut(-grid.x, weights, among & grid.in_box((left, top, 1e5, bottom)))
+        right = -right
+        top, _ = _best_cut(grid.y, weights, among & grid.in_box((left, -1.0, right, bottom)))
+        bottom, score = _best_cut(-grid.y, weights, among & grid.in_box((left, top, right, 1e5)))
+        bottom = -bottom
+    return (left, top, right, bottom), score
+
+
+def _best_sector(
+    grid: _Grid, weights: Float, half_angle: float, box: tuple[float, float, float, float]
+) -> tuple[float, _Outline]:
+    """Set each side and arc in turn to its best place, the others held, until they settle."""
     u, v = grid.sides(half_angle)
-    outline = _Outline(half_angle, -1e4, -1e4, -1e4, 1e4)
-    inside = np.ones(weights.shape, bool)
+    boxed = grid.in_box(box)
+    outline = _Outline(half_angle, -1e4, -1e4, -1e4, 1e4, box)
+    between_arcs = boxed
     score = 0.0
     for _ in range(4):
-        left, _ = _best_cut(u, weights, (v >= outline.right) & inside)
-        right, score = _best_cut(v, weights, (u >= left) & inside)
-        outline = _Outline(half_angle, left, right, outline.near, outline.far)
-        distance = grid.ends(outline)
-        between = (u >= left) & (v >= right)
-        far, _ = _best_cut(-distance, weights, between & (distance >= outline.near))
-        near, score = _best_cut(distance, weights, between & (distance <= -far))
-        settled = outline.near == near and outline.far == -far
-        outline = _Outline(half_angle, left, right, near, -far)
-        inside = (distance >= near) & (distance <= -far)
+        left, _ = _best_cut(u, weights, (v >= outline.right) & between_arcs)
+        right, score = _best_cut(v, weights, (u >= left) & between_arcs)
+        moved = _Outline(half_angle, left, right, outline.near, outline.far, box)
+        radius = grid.radius(moved)
+        between_sides = boxed & (u >= left) & (v >= right)
+        far, _ = _best_cut(-radius, weights, between_sides & (radius >= outline.near))
+        near, score = _best_cut(radius, weights, between_sides & (radius <= -far))
+        settled = (outline.left, outline.right, outline.near, outline.far) == (left, right, near, -far)
+        outline = _Outline(half_angle, left, right, near, -far, box)
+        between_arcs = boxed & (radius >= near) & (radius <= -far)
         if settled:
             break
     return score, outline
@@ -357,7 +394,7 @@ def _best_cut(position: Float, weights: Float, among: NDArray[np.bool_]) -> tupl
 
 def _merit(outline: _Outline, lit: NDArray[np.bool_], picture: Float) -> float:
     """How well an outline parts lit from dark: agreement, and contrast across its own edges."""
-    mask = _fill(outline.polygon(picture.shape), picture.shape) > 0
+    mask = _fill(outline.polygon(), picture.shape) > 0
     overlap = float((mask & lit).sum()) / max(float((mask | lit).sum()), 1.0)
     ring = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7))).astype(bool) & ~mask
     core = mask & ~cv2.erode(
@@ -370,7 +407,7 @@ def _merit(outline: _Outline, lit: NDArray[np.bool_], picture: Float) -> float:
 
 
 def _believable(outline: _Outline, lit: NDArray[np.bool_]) -> bool:
-    polygon = outline.polygon(lit.shape)
+    polygon = outline.polygon()
     if len(polygon) < 3:
         return False
     width, height = np.ptp(polygon, axis=0)
@@ -385,25 +422,39 @@ def _believable(outline: _Outline, lit: NDArray[np.bool_]) -> bool:
 
 
 def _settle_on_edges(outline: _Outline, picture: Float) -> _Outline:
-    """Move each side and end by a few pixels onto the steepest step from dark to light.
+    """Move each bound by a few pixels onto the steepest step from dark to light.
 
     Compression leaves a dim fringe outside the beam; the echoes' own edge is the steeper one.
     """
     grid, root = _Grid(picture.shape), np.sqrt(picture).ravel()
-    u, v = grid.sides(outline.half_angle)
-    distance = grid.ends(outline)
-    ends = (distance >= outline.near) & (distance <= outline.far)
-    left = _steepest(u, root, (v >= outline.right) & ends, outline.left)
-    right = _steepest(v, root, (u >= outline.left) & ends, outline.right)
-    between = (u >= outline.left) & (v >= outline.right)
-    far = -_steepest(-distance, root, between, -outline.far)
-    near = _steepest(distance, root, between, outline.near)
-    moved = _Outline(outline.half_angle, left, right, near, far)
+    sector = grid.in_sector(outline)
+    left, top, right, bottom = outline.box
+    box = (
+        _steepest(grid.x, root, sector & grid.in_box((-9.0, top, right, bottom)), left),
+        _steepest(grid.y, root, sector & grid.in_box((left, -9.0, right, bottom)), top),
+        -_steepest(-grid.x, root, sector & grid.in_box((left, top, 1e5, bottom)), -right),
+        -_steepest(-grid.y, root, sector & grid.in_box((left, top, right, 1e5)), -bottom),
+    )
     if not outline.half_angle:
-        return moved
+        return dataclasses.replace(outline, box=box)
+    boxed = grid.in_box(outline.box)
+    u, v = grid.sides(outline.half_angle)
+    radius = grid.radius(outline)
+    arcs = boxed & (radius >= outline.near) & (radius <= outline.far)
+    sides = boxed & (u >= outline.left) & (v >= outline.right)
+    moved = dataclasses.replace(
+        outline,
+        left=_steepest(u, root, arcs & (v >= outline.right), outline.left),
+        right=_steepest(v, root, arcs & (u >= outline.left), outline.right),
+        box=box,
+    )
     # The arcs keep their place in the picture although the apex has moved with the sides.
     drop = moved.apex[1] - outline.apex[1]
-    return _Outline(outline.half_angle, left, right, near - drop, far - drop)
+    return dataclasses.replace(
+        moved,
+        near=_steepest(radius, root, sides, outline.near) - drop,
+        far=-_steepest(-radius, root, sides, -outline.far) - drop,
+    )
 
 
 def _steepest(position: Float, root: Float, among: NDArray[np.bool_], start: float, reach: int = 4) -> float:

@@ -125,7 +125,8 @@ class Phantom:
             decibels = np.maximum(decibels, _rib_surface(depth, angle))
         speckle = self._moving_speckle(breath, t)
         # Amplified electronic noise keeps even a shadow from being as black as the console.
-        noise = np.roll(speckle, 91, axis=0) - 57 + 3 * depth
+        gain = -60 if lung == "no-contact" else -57
+        noise = np.roll(speckle, 91, axis=0) + gain + 3 * depth
         decibels = np.maximum(decibels + speckle, noise)
         gray = 255 * (decibels + DYNAMIC_RANGE) / DYNAMIC_RANGE
         return np.clip(gray, 7, 250).astype(np.uint8)

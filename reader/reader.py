@@ -186,7 +186,7 @@ class _BeamKeeper:
         at, image = frame.captured_at, frame.image
         if self.beam is not None and self.beam.size != (image.shape[1], image.shape[0]):
             self.beam = self.preprocessor = None
-            self._changed_at, self.changed = at, True
+            self._changed_at, self.changed, self._searched_at = at, True, -1e9
         if self.beam is None:
             self._first_guess(frame)
         elif self._due:

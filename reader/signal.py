@@ -30,11 +30,11 @@ STILL_CHANGE = 0.35
 live beam, above the noise of re-coding the same picture."""
 FROZEN_AFTER = 1.0
 """Seconds without change after which a picture counts as frozen."""
-ECHO_LEVEL = 18
+ECHO_LEVEL = 36
 """Gray level from which a pixel holds an echo."""
 NEAR_FIELD = 0.25
 """Share of the beam's depth, from the probe, that rings even in air."""
-CONTACT_SHARE = 0.01
+CONTACT_SHARE = 0.007
 """Share of pixels past the near field with an echo, under which the probe touches nothing."""
 
 

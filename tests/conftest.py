@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+
+from reader.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from reader.phantom import RATE, Act, Phantom
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The development data: real clips, which are not part of the project."""
+    folder = Path(os.environ.get("SONOGLANCE_DATA", ROOT.parent / "shared" / "data")).resolve()
+    if not (folder / "lus" / "index.csv").is_file():
+        pytest.skip(f"no development data at {folder}; set SONOGLANCE_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def default_bundle() -> Bundle:
+    return load_bundle(DEFAULT_BUNDLE)
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def sonoglance() -> Command:
+    """The command as a user calls it: a process of its own."""
+
+    def call(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sonoglance", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def phantom_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four seconds of the phantom as a really encoded clip."""
+    return write_clip(tmp_path_factory.mktemp("clips") / "phantom.mp4", "normal", 4.0)
+
+
+def write_clip(path: Path, act: str, seconds: float, rate: float = RATE, crop: bool = False) -> Path:
+    """Encode the phantom's act with a real codec; ``crop`` keeps a square around the fan."""
+    phantom = Phantom((Act(act, 3600.0),), seed=len(path.name))
+    size = (640, 640) if crop else (1280, 720)
+    codec = cv2.VideoWriter.fourcc(*("mp4v" if path.suffix == ".mp4" else "MJPG"))
+    writer = cv2.VideoWriter(str(path), codec, rate, size)
+    assert writer.isOpened()
+    for i in range(round(seconds * rate)):
+        screen = phantom.frame(i / rate)
+        writer.write(screen[40:680, 300:940].copy() if crop else screen)
+    writer.release()
+    return path

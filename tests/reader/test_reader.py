@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from reader.bundle import Bundle
+from reader.clips import Frame, read_frames, survey_clip
+from reader.phantom import RATE, Act, Phantom
+from reader.reader import Reader, Reading
+from reader.verdict import worst_moment
+
+
+def read_phantom(bundle: Bundle, *acts: Act, seed: int = 7) -> list[Reading]:
+    phantom = Phantom(acts, seed)
+    reader = Reader(bundle.manifest.reads, bundle.runner(1))
+    return [
+        reader.read(Frame(phantom.frame(i / RATE), i / RATE, i)) for i in range(int(phantom.duration * RATE))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("act", "state"),
+    [
+        ("black", "no-signal"),
+        ("blue", "no-signal"),
+        ("bars", "no-signal"),
+        ("menu", "no-beam"),
+    ],
+)
+def test_each_fault_of_the_picture_is_named_and_gives_no_probability(
+    default_bundle: Bundle, act: str, state: str
+) -> None:
+    readings = read_phantom(default_bundle, Act(act, 2.0))
+    assert {reading.state for reading in readings} == {state}
+    assert all(reading.p is None and reading.class_map is None for reading in readings)
+
+
+def test_a_probe_in_air_is_named(default_bundle: Bundle) -> None:
+    readings = read_phantom(default_bundle, Act("normal", 2.0), Act("no-contact", 2.0))
+    assert {r.state for r in readings if r.frame.captured_at >= 2.0} == {"no-contact"}
+
+
+def test_a_frozen_picture_is_named_within_a_second_or_so_and_left_again(default_bundle: Bundle) -> None:
+    readings = read_phantom(default_bundle, Act("normal", 3.0), Act("frozen", 3.0), Act("normal", 3.0))
+    frozen = [r.frame.captured_at for r in readings if r.state == "frozen"]
+    assert frozen[0] == pytest.approx(4.0, abs=0.2)
+    assert frozen[-1] == pytest.approx(6.0, abs=0.2)
+
+
+def test_a_still_is_never_frozen(default_bundle: Bundle) -> None:
+    reader = Reader(default_bundle.manifest.reads, default_bundle.runner(1))
+    image = Phantom().frame(7.0)
+    states = {reader.read(Frame(image, i * 1.0, i, still=True)).state for i in range(5)}
+    assert "frozen" not in states
+
+
+def test_a_beam_that_moved_is_named_found_again_and_read_on(default_bundle: Bundle) -> None:
+    readings = read_phantom(default_bundle, Act("normal", 6.0), Act("moved", 6.0))
+    changed = [r.frame.captured_at for r in readings if r.state == "geometry-changed"]
+    assert changed
+    assert 6.0 <= changed[0] < 7.5
+    before, after = readings[140].beam, readings[-1].beam
+    assert before is not None
+    assert after is not None
+    assert after.bounds[1] > before.bounds[1] + 50
+    assert readings[-1].p is not None
+
+
+def test_another_picture_size_is_another_geometry(default_bundle: Bundle) -> None:
+    reader = Reader(default_bundle.manifest.reads, default_bundle.runner(1))
+    image = Phantom().frame(7.0)
+    reader.read(Frame(image, 0.0, 0))
+    reading = reader.read(Frame(cv2.resize(image, (640, 360)), 0.1, 1))
+    assert reading.state == "geometry-changed"
+
+
+def test_a_reading_says_which_frame_and_where(default_bundle: Bundle) -> None:
+    reading = read_phantom(default_bundle, Act("consolidation", 3.0))[-1]
+    assert reading.frame.sequence == 74
+    assert reading.p is not None
+    assert sum(reading.p.values()) == pytest.approx(1, abs=1e-3)
+    assert reading.class_map is not None
+    assert reading.class_map.shape == (7, 7)
+    assert ((reading.class_map >= 0) & (reading.class_map <= 1)).all()
+
+
+def test_signal_lost_for_a_moment_withdraws_the_verdict(default_bundle: Bundle) -> None:
+    readings = read_phantom(default_bundle, Act("normal", 4.0), Act("black", 1.0), Act("normal", 4.0))
+    back = next(r for r in readings if r.frame.captured_at > 5.2)
+    assert back.state == "uncertain"
+    assert not back.full
+
+
+def clip_state(bundle: Bundle, frames: list[Frame], path: Path) -> str:
+    survey = survey_clip(path)
+    reads = bundle.manifest.reads
+    reader = Reader(reads, _RUNNER.setdefault("runner", bundle.runner(2)), survey.beam, survey.span)
+    verdicts = [v for v in (reader.read(frame).verdict for frame in frames) if v is not None]
+    return worst_moment(verdicts, reads.labels, reads.negative).state
+
+
+_RUNNER: dict = {}
+
+
+def thinned(frames: list[Frame], rate: float) -> list[Frame]:
+    kept, due = [], 0.0
+    for frame in frames:
+        if frame.captured_at >= due - 1e-6:
+            kept.append(frame)
+            due = max(due + 1 / rate, frame.captured_at)
+    return kept
+
+
+def test_a_clip_reads_the_same_at_any_frame_rate_and_with_frames_lost(
+    data: Path, default_bundle: Bundle
+) -> None:
+    with (data / "lus" / "index.csv").open() as file:
+        names = [row["path"] for row in csv.DictReader(file)]
+    random = np.random.default_rng(5)
+    same: Counter[str] = Counter()
+    clips = names[::12]
+    for name in clips:
+        path = data / "lus" / name
+        frames = list(read_frames(path))
+        whole = clip_state(default_bundle, frames, path)
+        for rate in (15, 10, 5):
+            same[f"{rate}/s"] += clip_state(default_bundle, thinned(frames, rate), path) == whole
+        kept = [frame for frame in frames if random.random() > 0.2] or frames
+        same["a fifth lost"] += clip_state(default_bundle, kept, path) == whole
+    print({key: f"{count}/{len(clips)}" for key, count in same.items()})
+    assert min(same.values()) >= 0.9 * len(clips), same
