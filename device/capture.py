@@ -14,7 +14,8 @@ JOIN_DEADLINE = 2.0
 
 @dataclass(frozen=True)
 class Arrived:
-    """A frame and the monotonic second at which it reached this host."""
+    """A frame and the monotonic second at which it reached this host: the kernel's own time stamp
+    where a device gave one."""
 
     frame: Frame
     at: float
@@ -69,7 +70,7 @@ class Capture:
                     self._stop.wait(max(0.0, began + frame.captured_at - now()))
                 if self._stop.is_set():
                     break
-                self._put(Arrived(frame, now()))
+                self._put(Arrived(frame, now() if self._source.paced_by_us else frame.captured_at))
         except Exception as error:  # noqa: BLE001  carried to the loop, which names it
             self._error = error
         finally:

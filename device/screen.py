@@ -220,14 +220,22 @@ def _symbol(canvas: Image, shape: str, centre: tuple[int, int], radius: int, col
 
 @lru_cache
 def _font() -> Any:
-    return cv2.FontFace("sans")
+    """OpenCV 5's TrueType face; None on OpenCV 4, whose stroke font stands in for it."""
+    return cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
+
+
+def _stroke(size: int, weight: int) -> tuple[int, float, int]:
+    return cv2.FONT_HERSHEY_SIMPLEX, size / 34, max(1, size * weight // 12000)
 
 
 @lru_cache(maxsize=256)
 def _fitted(text: str, size: int, weight: int, room: int) -> tuple[int, int]:
     """The largest size up to ``size`` at which the text fits the room, and its width then."""
     while True:
-        (_, _, width, _) = cv2.getTextSize((WIDTH, HEIGHT), text, (0, 0), _font(), size, weight)
+        if _font() is None:
+            width = cv2.getTextSize(text, *_stroke(size, weight))[0][0]
+        else:
+            width = cv2.getTextSize((WIDTH, HEIGHT), text, (0, 0), _font(), size, weight)[2]
         if width <= room or size <= 10:
             return size, width
         size = max(10, min(size - 1, size * room // width))
@@ -247,4 +255,8 @@ def _text(
         return
     size, width = _fitted(text, size, weight, room)
     x = at[0] - width // 2 if centred else at[0]
-    cv2.putText(canvas, text, (x, at[1]), colour, _font(), size, weight)
+    if _font() is None:
+        font, scale, thickness = _stroke(size, weight)
+        cv2.putText(canvas, text, (x, at[1]), font, scale, colour, thickness, cv2.LINE_AA)
+    else:
+        cv2.putText(canvas, text, (x, at[1]), colour, _font(), size, weight)

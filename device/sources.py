@@ -19,6 +19,14 @@ from reader.phantom import RATE, Phantom
 
 Image = NDArray[np.uint8]
 
+PACKED: dict[str, tuple[int, int | None]] = {
+    "YUYV": (2, cv2.COLOR_YUV2BGR_YUYV),
+    "UYVY": (2, cv2.COLOR_YUV2BGR_UYVY),
+    "BGR24": (3, None),
+    "GREY": (1, None),
+}
+"""Uncompressed formats: bytes a pixel, and OpenCV's conversion to BGR."""
+COMPRESSED = ("MJPEG", "JPEG")
 FRAME_DEADLINE = 1.0
 """Seconds to wait for a frame of a capture device before saying that none comes."""
 
@@ -123,7 +131,7 @@ class CaptureDevice:
     length: int | None = None
 
     def __init__(self, path: Path, size: tuple[int, int] = (1280, 720)) -> None:
-        """Open the device and ask for a mode; the mode that it took is in ``mode``.
+        """Open the device and ask for a mode; the mode that it took is read back into ``name``.
 
         Raises SourceError where it is not there, is busy, or captures no video.
         """
@@ -131,19 +139,21 @@ class CaptureDevice:
         if not path.exists():
             raise SourceError(f"{path}: no such device; is the grabber plugged in?")
         try:
-            from linuxpy.video.device import Device, VideoCapture
+            from linuxpy.video.device import BufferFlag, Device, PixelFormat, VideoCapture
         except ImportError as error:
             raise SourceError(f"{path}: capture needs linuxpy ({error}): pip install linuxpy") from error
+        self._damaged = BufferFlag.ERROR
+        self._device: Any = Device(str(path))
         try:
-            self._device: Any = Device(str(path))
             self._device.open()
-            capture = VideoCapture(self._device)
-            capture.set_format(*size, _best_format(self._device))
-            self._format: Any = capture.get_format()
+            self._capture: Any = VideoCapture(self._device)
+            self._capture.set_format(*size, PixelFormat[_best_format(self._capture.formats())])
+            self._format: Any = self._capture.get_format()
         except (OSError, ValueError, RuntimeError) as error:
+            self._device.close()
             raise SourceError(f"{path}: cannot be opened for capture ({error})") from error
-        self._capture = capture
-        self.mode = f"{self._format.width}x{self._format.height} {self._format.pixel_format.name}"
+        mode = f"{self._format.width}x{self._format.height} {self._format.pixel_format.name}"
+        self.name = f"{path} {mode}"
 
     def frames(self) -> Iterator[Frame]:
         """Frames until the device goes. Raises SourceError when none comes within the deadline, or
@@ -159,7 +169,7 @@ class CaptureDevice:
                             "is the scanner on, is the cable in?"
                         )
                     raw = next(reader)
-                    image = _decode(raw, self._format)
+                    image = None if raw.flags & self._damaged else _decode(raw, self._format)
                     if image is not None:
                         yield Frame(image, float(raw.timestamp), sequence)
                         sequence += 1
@@ -173,33 +183,32 @@ class CaptureDevice:
         self._device.close()
 
 
-def _best_format(device: Any) -> str:
-    """The device's pixel format that costs least to decode, of those that are decoded here."""
-    offered = {f.pixel_format.name for f in device.info.formats}
-    for name in ("YUYV", "UYVY", "NV12", "MJPEG", "JPEG", "BGR24", "GREY"):
+def _best_format(formats: list[Any]) -> str:
+    """The pixel format that costs least to decode, of those on offer that are decoded here."""
+    offered = {form.pixel_format.name for form in formats}
+    for name in (*PACKED, "NV12", *COMPRESSED):
         if name in offered:
             return name
     raise ValueError(f"offers only {', '.join(sorted(offered))}, none of which is decoded here")
 
 
 def _decode(raw: Any, form: Any) -> Image | None:
-    """A captured buffer as BGR or gray; None for one that is empty or damaged."""
+    """A captured buffer as BGR or gray; None for one that is empty or cut short."""
     data, name = np.frombuffer(bytes(raw), np.uint8), form.pixel_format.name
-    if name in ("MJPEG", "JPEG"):
+    if name in COMPRESSED:
         return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None  # type: ignore[return-value]
-    height, width = form.height, form.width
-    layouts: dict[str, tuple[tuple[int, ...], int | None]] = {
-        "YUYV": ((height, width, 2), cv2.COLOR_YUV2BGR_YUYV),
-        "UYVY": ((height, width, 2), cv2.COLOR_YUV2BGR_UYVY),
-        "NV12": ((height * 3 // 2, width), cv2.COLOR_YUV2BGR_NV12),
-        "BGR24": ((height, width, 3), None),
-        "GREY": ((height, width), None),
-    }
-    shape, conversion = layouts[name]
-    if data.size < int(np.prod(shape)):
+    rows = form.height * 3 // 2 if name == "NV12" else form.height
+    stride = form.bytes_per_line
+    if data.size < rows * stride:
         return None
-    image = data[: int(np.prod(shape))].reshape(shape)
-    return image if conversion is None else cv2.cvtColor(image, conversion)  # type: ignore[return-value]
+    lines = data[: rows * stride].reshape(rows, stride)
+    if name == "NV12":
+        return cv2.cvtColor(lines[:, : form.width].copy(), cv2.COLOR_YUV2BGR_NV12)
+    depth, conversion = PACKED[name]
+    image = lines[:, : form.width * depth].reshape(form.height, form.width, depth).copy()
+    if conversion is None:
+        return image[:, :, 0] if depth == 1 else image
+    return cv2.cvtColor(image, conversion)
 
 
 def now() -> float:

@@ -33,7 +33,7 @@ LIT_MARGIN = 2.5
 """Gray levels above the background from which a pixel counts as lit."""
 SECTOR_HALF_ANGLES = tuple(range(14, 56, 2))
 """Half opening angles tried for a convex beam, in degrees."""
-SECTOR_ADVANTAGE = 1.005
+SECTOR_ADVANTAGE = 1.0025
 """A sector must hold this much more than a rectangle to be preferred: it has more freedom."""
 SMALLEST_AREA = 0.04
 """Beams that cover less of the picture than this are not believed."""

@@ -14,7 +14,7 @@ from device.errors import SourceError
 from device.loop import Bedside
 from device.results import Results
 from device.screen import Screen
-from device.sources import FileSource, open_sources
+from device.sources import FileSource, now, open_sources
 from reader.bundle import Bundle
 from reader.clips import Frame
 from reader.phantom import Phantom
@@ -37,7 +37,7 @@ class Stalling:
     def frames(self) -> Iterator[Frame]:
         phantom = Phantom()
         for i in range(5):
-            yield Frame(phantom.frame(6 + i / 25), i / 25, i)
+            yield Frame(phantom.frame(6 + i / 25), now(), i)
             time.sleep(0.02)
         self.go_on.wait(10)
         if self._error:
