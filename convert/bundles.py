@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import json
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.tflite import class_maps, to_int8
+from convert.tflite import CONVERTER, class_maps, to_int8
 from reader.bundle import GOLDEN, MANIFEST, MODEL, SCHEMA, Manifest, Specification, write_bundle
 from reader.clips import Frame
 from reader.phantom import RATE, Act, Phantom
@@ -67,7 +66,6 @@ def make_bundle(run: Run, out: Path, version: str) -> Manifest:
 
 def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
     record = run.record
-    tools = {name: importlib.metadata.version(name) for name in ("keras", "tensorflow-cpu")}
     return Manifest(
         schema=SCHEMA,
         name=run.task.name,
@@ -78,7 +76,7 @@ def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
         provenance={
             **{key: record[key] for key in ("command", "made", "recipe", "backend", "data")},
             "phantom_frames_in_training": 0,
-            "converter": tools,
+            "converter": CONVERTER,
         },
         figures={"float": record["figures"], "int8": agreement},
         intended_use=INTENDED_USE,

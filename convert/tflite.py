@@ -17,6 +17,7 @@ from training.fitting import scaled
 
 Image = NDArray[np.uint8]
 
+CONVERTER = f"TensorFlow {tf.__version__}"
 INPUT_SCALE, INPUT_ZERO_POINT = 1 / 128, 127
 
 

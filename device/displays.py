@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from device.errors import SourceError
+from device.errors import DisplayError
 from device.screen import Screen, abnormal_probability, draw, language
 
 Image = NDArray[np.uint8]
@@ -23,7 +23,10 @@ ESCAPE = 27
 
 
 class Display(Protocol):
-    """Shows screens and hands back keys."""
+    """Shows screens and hands back keys. ``on_terminal``: it needs the terminal's line itself, so
+    no progress bar may write there."""
+
+    on_terminal: bool
 
     def show(self, screen: Screen) -> str:
         """Show a screen; returns the key pressed since the last one, or an empty string."""
@@ -37,13 +40,13 @@ class Display(Protocol):
 def open_display(name: str) -> Display:
     """``window``, ``terminal`` or ``none``; ``auto`` takes a window where there is a screen.
 
-    Raises SourceError where a window is asked for and no screen can be reached.
+    Raises DisplayError where a window is asked for and no screen can be reached.
     """
     if name == "auto":
         name = "window" if screen_reachable() else "terminal"
     if name == "window":
         if not screen_reachable():
-            raise SourceError(
+            raise DisplayError(
                 "no screen can be reached (DISPLAY is unset or does not answer); "
                 "use --display terminal or none"
             )
@@ -73,6 +76,8 @@ def screen_reachable() -> bool:
 class Nowhere:
     """Shows nothing."""
 
+    on_terminal = False
+
     def show(self, screen: Screen) -> str:
         """Nothing."""
         return ""
@@ -84,11 +89,13 @@ class Nowhere:
 class Window:
     """A window on the local display."""
 
+    on_terminal = False
+
     def __init__(self) -> None:
         try:
             cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
         except cv2.error as error:
-            raise SourceError(
+            raise DisplayError(
                 "this OpenCV was built without windows: install opencv-python in place of "
                 "opencv-python-headless"
             ) from error
@@ -109,6 +116,8 @@ class Window:
 
 class Terminal:
     """One line that is rewritten on a terminal, and a new line a change where it is no terminal."""
+
+    on_terminal = True
 
     def __init__(self) -> None:
         self._last = ""

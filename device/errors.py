@@ -1,7 +1,8 @@
 """What can go wrong in the box around the reader.
 
 SonoglanceError
-└── SourceError (also OSError)      a source cannot be opened, or is gone
+├── SourceError (also OSError)      a source cannot be opened, or is gone
+└── DisplayError (also RuntimeError) no screen can be reached
 """
 
 from __future__ import annotations
@@ -11,3 +12,7 @@ from reader.errors import SonoglanceError
 
 class SourceError(SonoglanceError, OSError):
     """A source cannot be opened, or is gone."""
+
+
+class DisplayError(SonoglanceError, RuntimeError):
+    """No screen can be reached."""

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -68,32 +69,38 @@ class Bedside:
         capture = Capture(source)
         last = now()
         try:
-            while not self.quitting and not capture.ended:
-                arrived = capture.take(FRAME_DEADLINE)
-                if arrived is not None:
-                    last = arrived.at
-                    self._read(reader, arrived, source.name, file)
-                elif now() - last > STALE_AFTER:
-                    self._show_waiting(source.name, now() - last)
+            with self._progress(source) as bar:
+                while not self.quitting and not capture.ended:
+                    arrived = capture.take(FRAME_DEADLINE)
+                    if arrived is not None:
+                        last = arrived.at
+                        self._read(reader, arrived, source.name, file)
+                        bar.update(arrived.frame.sequence + 1 - bar.n)
+                    elif now() - last > STALE_AFTER:
+                        self._show_waiting(source.name, now() - last)
         finally:
             capture.close()
 
     def _run_through(self, source: Source, reader: Reader, file: str | None) -> None:
-        bar = tqdm(
-            source.frames(),
+        try:
+            with self._progress(source) as bar:
+                for frame in source.frames():
+                    self._read(reader, Arrived(frame, now()), source.name, file)
+                    bar.update()
+                    if self.quitting:
+                        break
+        finally:
+            source.close()
+
+    def _progress(self, source: Source) -> tqdm[NoReturn]:
+        """A bar on standard error, where that is a terminal and nothing else writes there."""
+        return tqdm(
             total=source.length,
             desc=source.name[-30:],
             unit="frame",
             dynamic_ncols=True,
-            disable=None,
+            disable=True if self.display.on_terminal or source.length is None else None,
         )
-        try:
-            for frame in bar:
-                self._read(reader, Arrived(frame, now()), source.name, file)
-                if self.quitting:
-                    break
-        finally:
-            source.close()
 
     def _read(self, reader: Reader, arrived: Arrived, name: str, file: str | None) -> None:
         frame = arrived.frame

@@ -20,6 +20,7 @@ def data() -> Path:
     """The development data: real clips, which are not part of the project."""
     folder = Path(os.environ.get("SONOGLANCE_DATA", ROOT.parent / "shared" / "data")).resolve()
     if not (folder / "lus" / "index.csv").is_file():
+        assert not os.environ.get("CI"), f"CI must have the development data at {folder}"
         pytest.skip(f"no development data at {folder}; set SONOGLANCE_DATA")
     return folder
 

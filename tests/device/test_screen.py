@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from device.displays import open_display, screen_reachable
-from device.errors import SourceError
+from device.errors import DisplayError
 from device.screen import ABNORMAL, NORMAL, Screen, draw, language
 from reader.beam import find_beam
 from reader.clips import Frame
@@ -81,7 +81,7 @@ def test_research_use_is_always_said() -> None:
 def test_a_window_without_a_screen_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":987")
     assert not screen_reachable()
-    with pytest.raises(SourceError, match="no screen"):
+    with pytest.raises(DisplayError, match="no screen"):
         open_display("window")
 
 

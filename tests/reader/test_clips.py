@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import itertools
 from pathlib import Path
 
@@ -72,6 +73,23 @@ def test_stills_of_any_depth_and_channels_are_read(name: str, image: np.ndarray,
     assert read.shape[:2] == image.shape[:2]
     expected = {"deep.png": 40000 / 65535 * 255, "twelve-bit.png": 255}.get(name, 100)
     assert read.max() == pytest.approx(expected, abs=1)
+
+
+CMYK_JPEG = (
+    "/9j/7gAOQWRvYmUAZAAAAAAA/9sAQwANCQoLCggNCwoLDg4NDxMgFRMSEhMnHB4XIC4pMTAuKS0sMzpKPjM2RjcsLU"
+    "BXQUZMTlJTUjI+WmFaUGBKUVJP/8AAFAgACAAIBEMRAE0RAFkRAEsRAP/EAB8AAAEFAQEBAQEBAAAAAAAAAAABAgME"
+    "BQYHCAkKC//EALUQAAIBAwMCBAMFBQQEAAABfQECAwAEEQUSITFBBhNRYQcicRQygZGhCCNCscEVUtHwJDNicoIJCh"
+    "YXGBkaJSYnKCkqNDU2Nzg5OkNERUZHSElKU1RVVldYWVpjZGVmZ2hpanN0dXZ3eHl6g4SFhoeIiYqSk5SVlpeYmZqi"
+    "o6Slpqeoqaqys7S1tre4ubrCw8TFxsfIycrS09TV1tfY2drh4uPk5ebn6Onq8fLz9PX29/j5+v/aAA4EQwBNAFkASw"
+    "AAPwDrKzq4+vTq/9k="
+)
+"""Eight by eight pixels of one colour, (200, 100, 50) in RGB, as a printer's JPEG."""
+
+
+def test_a_printers_four_channels_become_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "cmyk.jpg").write_bytes(base64.b64decode(CMYK_JPEG))
+    read = read_still(tmp_path / "cmyk.jpg")
+    assert np.abs(read.astype(int) - (50, 100, 200)).max() < 6
 
 
 def test_transparent_parts_are_black(tmp_path: Path) -> None:
