@@ -144,16 +144,27 @@ def _child(bundle_path: Path, source: Path, folder: Path) -> tuple[float, float]
     command += ["--bundle", str(bundle_path), "--display", "none", "--pace", "max"]
     began = time.perf_counter()
     child = subprocess.Popen([*command, "--results", str(results)], stderr=subprocess.DEVNULL)
-    first = 0.0
-    while not first and time.perf_counter() - began < START_DEADLINE:
-        if results.exists() and results.stat().st_size:
+    first, memory = 0.0, 0.0
+    while child.poll() is None and time.perf_counter() - began < START_DEADLINE:
+        if not first and results.exists() and results.stat().st_size:
             first = time.perf_counter() - began
+        memory = _resident_mb(child.pid) or memory
         time.sleep(0.002)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode or not first:
+    if child.wait() or not (first or results.stat().st_size):
         raise RuntimeError(f"the reader ended with {child.returncode} in its own process")
-    return first, usage.ru_maxrss / 1e3
+    return first or time.perf_counter() - began, memory
+
+
+def _resident_mb(pid: int) -> float:
+    """The largest resident memory of a process so far, 0 when it has ended.
+
+    The kernel's VmHWM starts anew with the program; ru_maxrss would count our own before the exec.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1e3 for line in status.splitlines() if "VmHWM" in line), 0.0)
 
 
 def report(figures: dict[str, Any]) -> str:

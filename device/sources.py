@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import time
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ PACKED: dict[str, tuple[int, int | None]] = {
 }
 """Uncompressed formats: bytes a pixel, and OpenCV's conversion to BGR."""
 COMPRESSED = ("MJPEG", "JPEG")
+LATEST_STAMP = 10.0
+"""Seconds by which a kernel's time stamp may lie in the past and still be believed."""
 FRAME_DEADLINE = 1.0
 """Seconds to wait for a frame of a capture device before saying that none comes."""
 
@@ -142,12 +145,13 @@ class CaptureDevice:
             from linuxpy.video.device import BufferFlag, Device, PixelFormat, VideoCapture
         except ImportError as error:
             raise SourceError(f"{path}: capture needs linuxpy ({error}): pip install linuxpy") from error
-        self._damaged = BufferFlag.ERROR
+        self._damaged, self._monotonic = BufferFlag.ERROR, BufferFlag.TIMESTAMP_MONOTONIC
         self._device: Any = Device(str(path))
         try:
             self._device.open()
             self._capture: Any = VideoCapture(self._device)
-            self._capture.set_format(*size, PixelFormat[_best_format(self._capture.formats())])
+            formats = self._device.info.buffer_formats(self._capture.type)
+            self._capture.set_format(*size, PixelFormat[_best_format(formats)])
             self._format: Any = self._capture.get_format()
         except (OSError, ValueError, RuntimeError) as error:
             self._device.close()
@@ -171,15 +175,28 @@ class CaptureDevice:
                     raw = next(reader)
                     image = None if raw.flags & self._damaged else _decode(raw, self._format)
                     if image is not None:
-                        yield Frame(image, float(raw.timestamp), sequence)
+                        yield Frame(image, self._taken_at(raw), sequence)
                         sequence += 1
         except OSError as error:
             if isinstance(error, SourceError):
                 raise
-            raise SourceError(f"{self.name}: the device is gone ({error}); plug it in again") from error
+            if error.errno in (errno.ENODEV, errno.EIO, errno.ENXIO, errno.ESHUTDOWN):
+                why = f"the device is gone ({error}); plug it in again"
+            else:
+                why = f"capture failed ({error}); is it in use, is the cable in?"
+            raise SourceError(f"{self.name}: {why}") from error
+
+    def _taken_at(self, raw: Any) -> float:
+        """The kernel's time of a frame, unless it is of another clock, long past or yet to come."""
+        stamp, arrived = float(raw.timestamp), now()
+        credible = raw.flags & self._monotonic and arrived - LATEST_STAMP <= stamp <= arrived
+        return stamp if credible else arrived
 
     def close(self) -> None:
-        """Give the device back."""
+        """Give the device back: a mapping left open would keep it busy."""
+        if self._capture.buffer is not None:
+            for view in self._capture.buffer.buffers or ():
+                view.close()
         self._device.close()
 
 
@@ -189,6 +206,8 @@ def _best_format(formats: list[Any]) -> str:
     for name in (*PACKED, "NV12", *COMPRESSED):
         if name in offered:
             return name
+    if not offered:
+        raise ValueError("it captures no video; another /dev/video* may")
     raise ValueError(f"offers only {', '.join(sorted(offered))}, none of which is decoded here")
 
 
