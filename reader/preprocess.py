@@ -20,7 +20,7 @@ from reader.beam import Beam, gray
 
 Image = NDArray[np.uint8]
 
-LARGEST_LINEAR_FACTOR = 1.6
+LARGEST_LINEAR_FACTOR = 1.9
 """Linear interpolation reads 2x2 pixels: it may shrink by no more than this without aliasing."""
 TIME_TOLERANCE = 0.02
 """Seconds by which an earlier moment may be missed, so that frame times need not be exact."""
@@ -43,6 +43,7 @@ class Preprocessor:
         polygon = np.array([self._to_tensor(x, y) for x, y in beam.polygon])
         self.mask: Image = np.zeros((size, size), np.uint8)
         cv2.fillPoly(self.mask, [np.round((polygon - 0.5) * 16).astype(np.int32)], 255, shift=4)
+        self._cells: dict[tuple[int, int], NDArray[np.float32]] = {}
 
     def _to_tensor(self, x: float, y: float) -> tuple[float, float]:
         left, top, right, bottom = self._box
@@ -84,7 +85,9 @@ class Preprocessor:
 
     def cell_weights(self, rows: int, columns: int) -> NDArray[np.float32]:
         """How much of each map cell lies in the beam: float32 [rows, columns], summing to 1."""
-        return cell_weights(self.mask, rows, columns)
+        if (rows, columns) not in self._cells:
+            self._cells[rows, columns] = cell_weights(self.mask, rows, columns)
+        return self._cells[rows, columns]
 
 
 def cell_weights(mask: Image, rows: int, columns: int) -> NDArray[np.float32]:

@@ -38,6 +38,8 @@ SETTLE_EVERY = 0.2
 """Seconds between the frames that the beam is settled on."""
 LOOK_AGAIN = 0.4
 """Seconds between searches while there is no beam, or while its edge has faded."""
+DOUBTED_FOR = 1.5
+"""Seconds after the signal came back for which the beam is looked for again."""
 SAME_BEAM = 0.7
 """Intersection over union from which two outlines are the same scanner setting."""
 SURE_OVERLAP = 0.9
@@ -120,6 +122,7 @@ class Reader:
         """The part before the network: signal, beam and input."""
         image = frame.image
         if not has_signal(image):
+            self._beams.doubt()
             return View(frame, self.beam, reason=NO_SIGNAL)
         reason = self._beams.update(frame)
         preprocessor = self._beams.preprocessor
@@ -177,8 +180,13 @@ class _BeamKeeper:
         self._suspect: Beam | None = None
         self._due: list[float] = []
         self._gathered_at = self._searched_at = self._changed_at = -1e9
+        self._doubted_at: float | None = -1e9
         if beam is not None:
             self._take(beam)
+
+    def doubt(self) -> None:
+        """The picture went away: what comes back may be another scanner or setting."""
+        self._doubted_at = None
 
     def update(self, frame: Frame) -> str | None:
         """Look at a frame; returns ``geometry-changed`` for a while after the beam has moved."""
@@ -191,10 +199,15 @@ class _BeamKeeper:
             self._first_guess(frame)
         elif self._due:
             self._settle(frame)
-        elif self._edge is not None and self._edge.faded(image):
+        elif self._edge is not None and (self._doubted(at) or self._edge.faded(image)):
             self._search_again(frame)
         shown = self.beam is not None and 0 <= at - self._changed_at < GEOMETRY_SHOWN
         return GEOMETRY_CHANGED if shown and not frame.still else None
+
+    def _doubted(self, at: float) -> bool:
+        if self._doubted_at is None:
+            self._doubted_at = at
+        return 0 <= at - self._doubted_at < DOUBTED_FOR
 
     def _first_guess(self, frame: Frame) -> None:
         at, (height, width) = frame.captured_at, frame.image.shape[:2]
@@ -252,7 +265,7 @@ class _Edge:
 
     PAIRS = 48
     REACH = 0.02
-    FADED = 0.4
+    FADED = 0.5
 
     def __init__(self, beam: Beam) -> None:
         corners = np.asarray(beam.polygon)

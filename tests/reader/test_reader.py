@@ -40,6 +40,14 @@ def test_each_fault_of_the_picture_is_named_and_gives_no_probability(
     assert all(reading.p is None and reading.class_map is None for reading in readings)
 
 
+def test_snow_is_no_signal(default_bundle: Bundle) -> None:
+    reader = Reader(default_bundle.manifest.reads, default_bundle.runner(1))
+    random = np.random.default_rng(2)
+    for i in range(5):
+        snow = random.normal(120, 50, (720, 1280)).clip(0, 255).astype(np.uint8)
+        assert reader.read(Frame(snow, i / 25, i)).state == "no-signal"
+
+
 def test_a_probe_in_air_is_named(default_bundle: Bundle) -> None:
     readings = read_phantom(default_bundle, Act("normal", 2.0), Act("no-contact", 2.0))
     assert {r.state for r in readings if r.frame.captured_at >= 2.0} == {"no-contact"}
@@ -69,6 +77,14 @@ def test_a_beam_that_moved_is_named_found_again_and_read_on(default_bundle: Bund
     assert after is not None
     assert after.bounds[1] > before.bounds[1] + 50
     assert readings[-1].p is not None
+
+
+def test_a_beam_that_moved_while_the_signal_was_away_is_noticed(default_bundle: Bundle) -> None:
+    readings = read_phantom(default_bundle, Act("moved", 5.0), Act("black", 1.0), Act("consolidation", 5.0))
+    beam = readings[-1].beam
+    assert beam is not None
+    assert beam.bounds[1] < 70, "the old setting's beam is still in use"
+    assert "geometry-changed" in {r.state for r in readings if r.frame.captured_at > 6}
 
 
 def test_another_picture_size_is_another_geometry(default_bundle: Bundle) -> None:
