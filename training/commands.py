@@ -47,7 +47,9 @@ def train(arguments: list[str]) -> int:
     check_trainable(samples, task)
     samples = _training_part(samples)
     changes = {k: getattr(options, k) for k in ("epochs", "seed") if getattr(options, k) is not None}
-    command = shlex.join(["sonoglance", "train", *arguments])
+    # Names, not places: the command goes into bundles, and folders are nobody else's business.
+    named = [Path(word).name if "/" in word else word for word in arguments]
+    command = shlex.join(["sonoglance", "train", *named])
     run = runs.train(samples, task, Recipe(**changes), options.folds, options.out, command)
     print(_summary(run.record["figures"].get("pooled")))
     print(f"run: {run.path}")

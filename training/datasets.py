@@ -35,7 +35,8 @@ class Task:
     ``left_out``: labels that may occur in a data set and are passed over. ``beam``: ``ultrasound``
     to find and mask the beam, ``whole`` to take the whole picture. ``channels``: the moments that
     the network sees, in seconds before now. ``grade_targets``: the probability of an abnormal label
-    that is trained towards, by grade, where experts themselves disagree.
+    that is trained towards, by grade, where experts themselves disagree. ``limits``: what a card must
+    say of every network of this task.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     beam: str
     channels: tuple[float, ...]
     grade_targets: dict[str, float]
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def load_task(name: str) -> Task:
             beam=value["beam"],
             channels=tuple(float(t) for t in value["channels"]),
             grade_targets={k: float(v) for k, v in value.get("grade_targets", {}).items()},
+            limits=tuple(value.get("limits", ())),
         )
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.json")))
