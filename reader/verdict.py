@@ -18,8 +18,8 @@ Float = NDArray[np.float32]
 UNCERTAIN = "uncertain"
 LONGEST_FRAME = 0.5
 """Seconds that one frame may stand for: after a longer gap it says nothing about the gap."""
-TIME_TOLERANCE = 0.05
-"""Seconds by which a window may fall short and still count as full."""
+TIME_TOLERANCE = 0.2
+"""Seconds by which a window may fall short and still count as full: a frame's time at 5 a second."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ class VerdictTracker:
     def _mean(self) -> Float:
         if len(self._readings) == 1:
             return self._readings[0][2]
-        # A frame's value counts for the time since the one before it.
-        times = np.array([lasted for _, lasted, _ in self._readings], np.float32)
-        times[0] = 0.0
+        # Between two frames the probability is taken to run straight (the trapezoidal rule), so
+        # that few frames say the same as many.
+        times = np.array([lasted for _, lasted, _ in self._readings], np.float32)[1:]
         values = np.stack([p for _, _, p in self._readings])
         if times.sum() <= 0:
             return np.asarray(values.mean(axis=0), np.float32)
-        return np.asarray(times @ values / times.sum(), np.float32)
+        return np.asarray(times @ (values[1:] + values[:-1]) / (2 * times.sum()), np.float32)
 
     def _move(self, mean: Float, at: float) -> None:
         new = self._judge(mean)

@@ -189,14 +189,14 @@ def check_trainable(samples: Sequence[Sample], task: Task) -> None:
 
 
 def groups(samples: Sequence[Sample]) -> list[str]:
-    """What must stay on one side of a split: the patient, and the source where it is small."""
+    """What must stay on one side of a split: the patient, and of several sources a small one."""
     patients: dict[str, set[str]] = {}
     for sample in samples:
         patients.setdefault(sample.source, set()).add(sample.patient)
     joined: dict[str, str] = {}
     for sample in samples:
-        small = sample.source and len(patients[sample.source]) < PATIENTS_TO_SPLIT_A_SOURCE
-        key = f"source {sample.source}" if small else f"patient {sample.patient}"
+        small = len(patients) > 1 and len(patients[sample.source]) < PATIENTS_TO_SPLIT_A_SOURCE
+        key = f"source {sample.source}" if small and sample.source else f"patient {sample.patient}"
         joined.setdefault(sample.patient, key)
     return [joined[sample.patient] for sample in samples]
 

@@ -85,7 +85,9 @@ def read_legacy_torch(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as file:
             return _read_tensors(file)
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
+    except WeightsError:
+        raise
+    except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise WeightsError(f"{path}: cannot be read as PyTorch weights ({error})") from error
 
 

@@ -25,7 +25,7 @@ def test_nothing_is_said_before_the_window_is_full() -> None:
     verdicts = follow([0.99] * 60, 25)
     assert {v.state for v in verdicts if not v.full} == {"uncertain"}
     assert verdicts[-1].state == "opacity"
-    assert sum(not v.full for v in verdicts) == pytest.approx(2.0 * 25, abs=2)
+    assert sum(not v.full for v in verdicts) == pytest.approx(1.8 * 25, abs=2)
 
 
 @pytest.mark.parametrize(("opacity", "state"), [(0.1, "normal"), (0.5, "uncertain"), (0.9, "opacity")])
