@@ -93,7 +93,7 @@ class Window:
 
     def __init__(self) -> None:
         try:
-            cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+            cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         except cv2.error as error:
             raise DisplayError(
                 "this OpenCV was built without windows: install opencv-python in place of "

@@ -125,4 +125,4 @@ def screenshot(display: str, folder: Path) -> np.ndarray:
     header = np.frombuffer(raw[:100], ">u4")
     size, width, height, colours, stride = header[0], header[4], header[5], header[19], header[12]
     pixels = np.frombuffer(raw[size + 12 * colours :], np.uint8)[: stride * height]
-    return pixels.reshape(height, stride // 4, 4)[:, :width, :3]
+    return np.ascontiguousarray(pixels.reshape(height, width, stride // width)[:, :, :3])
