@@ -123,6 +123,7 @@ def screenshot(display: str, folder: Path) -> np.ndarray:
         ["xwd", "-root", "-silent", "-display", display], capture_output=True, check=True
     ).stdout
     header = np.frombuffer(raw[:100], ">u4")
-    size, width, height, colours, stride = header[0], header[4], header[5], header[19], header[12]
-    pixels = np.frombuffer(raw[size + 12 * colours :], np.uint8)[: stride * height]
-    return np.ascontiguousarray(pixels.reshape(height, width, stride // width)[:, :, :3])
+    size, width, height, bits, stride, colours = (int(header[i]) for i in (0, 4, 5, 11, 12, 19))
+    rows = np.frombuffer(raw[size + 12 * colours :], np.uint8)[: stride * height].reshape(height, stride)
+    pixels = rows[:, : width * bits // 8].reshape(height, width, bits // 8)
+    return np.ascontiguousarray(pixels[:, :, :3])
