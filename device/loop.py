@@ -50,6 +50,7 @@ class Bedside:
     _trend: deque[tuple[float, float | None]] = field(default_factory=deque)
     _arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=26))
     _shown: Reading | None = None
+    _first_at: float | None = None
 
     def run(self, source: Source, live: bool, file: str | None = None) -> None:
         """Read a source to its end or until the user quits.
@@ -59,7 +60,7 @@ class Bedside:
         """
         reader = Reader(self.bundle.manifest.reads, self.runner, beam=source.beam, span=source.span)
         self._trend.clear()
-        self._shown = None
+        self._shown = self._first_at = None
         if live:
             self._run_live(source, reader, file)
         else:
@@ -111,7 +112,9 @@ class Bedside:
             reading = reader.read(frame)
         read_ms = 1e3 * (time.perf_counter() - began)
         age_ms = 1e3 * (now() - arrived.at)
-        self.results.write(reading, frame.captured_at, age_ms, read_ms, file)
+        if self._first_at is None:
+            self._first_at = frame.captured_at
+        self.results.write(reading, frame.captured_at - self._first_at, age_ms, read_ms, file)
         self._count(reading)
         self._arrivals.append(arrived.at)
         if not self.held:

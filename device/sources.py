@@ -165,18 +165,20 @@ class CaptureDevice:
         sequence = 0
         try:
             with self._capture as stream:
-                reader = iter(stream)
+                reader, whole_at = iter(stream), now()
                 while True:
-                    if not select.select([self._device.fileno()], [], [], FRAME_DEADLINE)[0]:
+                    # Damaged frames do not put the deadline off.
+                    left = max(whole_at + FRAME_DEADLINE - now(), 0.0)
+                    if not select.select([self._device.fileno()], [], [], left)[0]:
                         raise SourceError(
-                            f"{self.name}: no frame for {FRAME_DEADLINE:g} s; "
+                            f"{self.name}: no whole frame for {FRAME_DEADLINE:g} s; "
                             "is the scanner on, is the cable in?"
                         )
                     raw = next(reader)
                     image = None if raw.flags & self._damaged else _decode(raw, self._format)
                     if image is not None:
                         yield Frame(image, self._taken_at(raw), sequence)
-                        sequence += 1
+                        sequence, whole_at = sequence + 1, now()
         except OSError as error:
             if isinstance(error, SourceError):
                 raise

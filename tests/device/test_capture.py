@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,17 @@ def test_a_stale_picture_is_never_shown_as_live(default_bundle: Bundle, tmp_path
     assert display.screens[-1].reading.p is None
     assert display.screens[-1].age_ms > 500
     assert source.closed
+
+
+def test_times_count_from_the_first_frame_whatever_the_devices_clock_says(
+    default_bundle: Bundle, tmp_path: Path
+) -> None:
+    source = Stalling()
+    results = tmp_path / "r.jsonl"
+    bedside(default_bundle, Watching(source), tmp_path, results).run(source, live=True)
+    times = [json.loads(line)["t"] for line in results.read_text().splitlines()]
+    assert times[0] == 0.0
+    assert times == sorted(times)
 
 
 def test_a_device_that_vanishes_ends_with_its_own_words(default_bundle: Bundle, tmp_path: Path) -> None:
