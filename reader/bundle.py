@@ -205,6 +205,7 @@ def _read_zip(path: Path) -> dict[str, bytes]:
                 if name.is_absolute() or ".." in name.parts or "\\" in member.filename:
                     raise BundleError(f"{path}: holds {member.filename!r}, a name outside itself")
             return {member.filename: archive.read(member) for member in members}
+    # zipfile raises NotImplementedError for a compression it lacks, RuntimeError for encryption.
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         raise BundleError(f"{path}: not a whole zip file ({error})") from error
 
