@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Float = NDArray[np.float32]
 
 UNCERTAIN = "uncertain"
+AVERAGE, CONTIGUOUS = "average", "contiguous"
 LONGEST_FRAME = 0.5
 """Seconds that one frame may stand for: after a longer gap it says nothing about the gap."""
 TIME_TOLERANCE = 0.2
@@ -26,8 +27,9 @@ TIME_TOLERANCE = 0.2
 class VerdictRule:
     """How windowed probabilities become a state; its numbers come from validation patients.
 
-    ``window``: seconds averaged. ``normal_below`` and ``abnormal_from``: the probability of any
-    label but the negative one at which the state is the negative label, or the likeliest other
+    ``window``: seconds looked back. ``over``: what is taken of them, the ``average``, or what was
+    ``contiguous`` in them, the mildest reading. ``normal_below`` and ``abnormal_from``: the probability
+    of any label but the negative one at which the state is the negative label, or the likeliest other
     label; between them lies the abstain band. ``threshold``: the forced decision inside the band.
     ``hysteresis``: how far the probability must fall back before a state is left for a milder one.
     ``hold``: seconds for which a milder state must last before it shows. A graver state shows at
@@ -40,8 +42,11 @@ class VerdictRule:
     threshold: float
     hysteresis: float
     hold: float
+    over: str = AVERAGE
 
     def __post_init__(self) -> None:
+        if self.over not in (AVERAGE, CONTIGUOUS):
+            raise ValueError(f"unknown verdict rule over {self.over!r}: average or contiguous")
         if not 0 < self.window <= 60 or not 0 <= self.hold <= 60:
             raise ValueError("a verdict's window and hold lie within 60 seconds")
         if not 0 <= self.normal_below <= self.threshold <= self.abnormal_from <= 1:
@@ -108,10 +113,13 @@ class VerdictTracker:
         while len(self._readings) > 1 and self._readings[1][0] <= at - self._window:
             self._readings.popleft()
         full = still or at - self._began >= self._window - TIME_TOLERANCE
-        mean = self._mean()
+        score = self._mildest() if self._rule.over == CONTIGUOUS else self._mean()
         if full:
-            self._move(mean, at)
-        return Verdict(self._state, mean, full)
+            self._move(score, at)
+        return Verdict(self._state, score, full)
+
+    def _mildest(self) -> Float:
+        return max((p for _, _, p in self._readings), key=lambda p: float(p[self._negative]))
 
     def _mean(self) -> Float:
         if len(self._readings) == 1:
@@ -124,8 +132,8 @@ class VerdictTracker:
             return np.asarray(values.mean(axis=0), np.float32)
         return np.asarray(times @ (values[1:] + values[:-1]) / (2 * times.sum()), np.float32)
 
-    def _move(self, mean: Float, at: float) -> None:
-        new = self._judge(mean)
+    def _move(self, score: Float, at: float) -> None:
+        new = self._judge(score)
         gravity = self._gravity(new) - self._gravity(self._state)
         if gravity > 0 or (gravity == 0 and new != self._state):
             self._state, self._milder_since = new, None
@@ -137,12 +145,12 @@ class VerdictTracker:
                 self._state, self._milder_since = new, None
         self._fresh = False
 
-    def _judge(self, mean: Float) -> str:
-        abnormal = 1.0 - float(mean[self._negative])
+    def _judge(self, score: Float) -> str:
+        abnormal = 1.0 - float(score[self._negative])
         back = self._rule.hysteresis
         held = self._gravity(self._state) if not self._fresh else -1
         if abnormal >= self._rule.abnormal_from - (back if held == 2 else 0.0):
-            others = mean.copy()
+            others = score.copy()
             others[self._negative] = -1.0
             return self._labels[int(np.argmax(others))]
         if abnormal < self._rule.normal_below - (back if held == 1 else 0.0):

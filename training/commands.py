@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import os
 import shlex
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from reader.bundle import Specification, load_bundle
+from reader.bundle import MODEL, Specification, load_bundle
 from training.datasets import (
     DataError,
     Sample,
@@ -24,8 +30,11 @@ from training.datasets import (
     load_task,
     patient_digest,
 )
-from training.evaluation import Prediction, metrics, predict, write_json, write_predictions
-from training.views import ClassMaps, look_through, read_maps
+from training.evaluation import Evaluated, full_metrics, read_samples, write_json, write_predictions
+from training.views import ClassMaps
+
+if TYPE_CHECKING:
+    from training.folds import Folds
 
 
 def train(arguments: list[str]) -> int:
@@ -33,58 +42,127 @@ def train(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("sonoglance train", description=train.__doc__)
     _data_options(parser)
     parser.add_argument("--task", required=True, help="a task's name, or its own .json file")
-    parser.add_argument("--folds", type=int, default=5, help="0: no cross-validation, no figures")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--network", default="efficientnet-lite0", help="see the README for the table")
+    parser.add_argument("--weights", type=Path, help="a file with the network's ImageNet weights")
+    parser.add_argument("--from", dest="earlier", type=Path, help="an earlier run, to go on from")
+    parser.add_argument("--sensitivity", type=float, help="what the threshold aims at, 0.5 to 0.99")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    for name in ("epochs", "head-epochs", "frames-a-clip", "batch", "patience", "seed"):
+        parser.add_argument(f"--{name}", type=int, help="see training/fitting.py, Recipe")
+    add_fold_options(parser)
     options = parser.parse_args(arguments)
-    if options.folds < 0 or options.folds == 1:
-        parser.error("--folds is 0, or 2 and more")
+    if options.sensitivity is not None and not 0.5 <= options.sensitivity <= 0.99:
+        parser.error("--sensitivity lies between 0.5 and 0.99")
+    folds = read_folds(parser, options)
     from training import runs
-    from training.fitting import Recipe
+    from training.fitting import Recipe, Start
 
     task = load_task(options.task)
-    samples = for_task(load_samples(options.data, options.where, options.patient_pattern), task)
-    check_trainable(samples, task)
-    samples = _training_part(samples)
-    changes = {k: getattr(options, k) for k in ("epochs", "seed") if getattr(options, k) is not None}
-    # Names, not places: the command goes into bundles, and folders are nobody else's business.
-    named = [Path(word).name if "/" in word else word for word in arguments]
-    command = shlex.join(["sonoglance", "train", *named])
-    run = runs.train(samples, task, Recipe(**changes), options.folds, options.out, command)
+    samples = training_samples(options.data, options.where, options.patient_pattern, task)
+    changes = ("epochs", "head_epochs", "frames_a_clip", "batch", "patience", "seed")
+    given = {k: getattr(options, k) for k in changes if getattr(options, k) is not None}
+    known: frozenset[str] = frozenset()
+    recipe, start = Recipe.of(options.network, **given), Start(options.weights)
+    if options.earlier:
+        earlier = runs.load_run(options.earlier)
+        if earlier.reads.labels != task.labels:
+            raise DataError(f"{options.earlier}: was trained for {earlier.task.name}, not {task.name}")
+        known = frozenset(earlier.patients)
+        recipe = dataclasses.replace(earlier.recipe, **given)
+        start = Start(run_weights=earlier.path / runs.WEIGHTS)
+    plan = runs.Plan(recipe, folds, start, options.sensitivity, known, _command("train", arguments))
+    run = runs.train(samples, task, plan, options.out, options.resume)
     print(_summary(run.record["figures"].get("pooled")))
     print(f"run: {run.path}")
     return 0
 
 
+def _command(name: str, arguments: list[str]) -> str:
+    # Names, not places: the command goes into bundles, and folders are nobody else's business.
+    named = [Path(word).name if "/" in word else word for word in arguments]
+    return shlex.join(["sonoglance", name, *named])
+
+
+def training_samples(
+    folder: Path, where: Sequence[str], patient_pattern: str | None, task: Task
+) -> list[Sample]:
+    """A data set's samples for a task, of its training part. Raises DataError where they cannot train."""
+    samples = for_task(load_samples(folder, where, patient_pattern), task)
+    check_trainable(samples, task)
+    return _training_part(samples)
+
+
+def add_fold_options(parser: argparse.ArgumentParser) -> None:
+    """The options of cross-validation and of the machine that it runs on."""
+    parser.add_argument("--folds", type=int, default=5, help="0: no cross-validation, no figures")
+    parser.add_argument("--only-folds", type=int, metavar="N", help="fit the first N of them, to save time")
+    parser.add_argument("--by-source", action="store_true", help="hold out whole sources")
+    parser.add_argument("--processes", type=int, default=1, help="folds fitted at a time")
+    parser.add_argument("--ray", metavar="ADDRESS", help="fit folds on a Ray cluster; local: start one")
+    parser.add_argument("--mixed", action="store_true", help="compute in bfloat16, keep float32 weights")
+    parser.add_argument("--devices", type=int, help="so many GPUs together (JAX backend)")
+
+
+def read_folds(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Folds:
+    """Check the options of ``add_fold_options`` and set Keras up by them."""
+    if options.folds < 0 or options.folds == 1:
+        parser.error("--folds is 0, or 2 and more")
+    if options.only_folds is not None and not 1 <= options.only_folds <= options.folds:
+        parser.error("--only-folds lies between 1 and --folds")
+    if options.processes < 1:
+        parser.error("--processes is 1 or more")
+    from training.folds import Folds
+    from training.machine import use_machine
+
+    use_machine(options.mixed, options.devices)
+    return Folds(options.folds, options.by_source, options.only_folds, options.processes, options.ray)
+
+
 def evaluate(arguments: list[str]) -> int:
-    """Read every clip of a data set and score it: predictions.csv and metrics.json."""
+    """Read a data set and score it: report.html, metrics.json, predictions.csv, the worst as pictures."""
     parser = argparse.ArgumentParser("sonoglance evaluate", description=evaluate.__doc__)
     parser.add_argument("model", type=Path, help="a bundle, or a training run's folder")
     _data_options(parser, named=True)
     parser.add_argument("--fps", type=float, help="look at so many frames a second (all)")
+    parser.add_argument("--external", type=Path, help="a second data set's folder, all of it, scored apart")
+    parser.add_argument("--no-pictures", action="store_true", help="no folder of the worst mistakes")
     options = parser.parse_args(arguments)
     if options.fps is not None and not 0.5 <= options.fps <= 240:
         parser.error("--fps lies between 0.5 and 240")
-    reads, class_maps, trained_on, task = _open_model(options.model)
-    samples = load_samples(options.data, options.where, options.patient_pattern)
-    samples = for_task(samples, task)
+    from training.report import Evaluation, render, worst_mistakes, write_pictures
+
     if options.out.exists():
         raise DataError(f"{options.out}: exists already; name another folder or remove it")
-    predictions = _predict(samples, reads, class_maps, options.fps)
+    model = _open_model(options.model)
+    sets = [_open_data(options.data, options.where, options.patient_pattern, model.task)]
+    if options.external:
+        sets.append(_open_data(options.external, [], options.patient_pattern, model.task))
+    parts = [_evaluated(data, model, options.fps) for data in sets]
+    facts = {**model.facts, "command": _command("evaluate", arguments), "made": time.strftime("%Y-%m-%d")}
+    title = f"{model.task.title}, {options.model.name}"
+    page = render(Evaluation(title, model.reads, parts, facts, model.limits, model.history))
+    options.out.mkdir(parents=True)
     figures = {
         "model": str(options.model),
         "data": str(options.data),
         "where": options.where,
         "fps": options.fps,
-        **_known_patients(samples, trained_on),
-        **metrics(predictions, reads),
+        **parts[0].figures,
     }
-    options.out.mkdir(parents=True)
-    write_predictions(options.out / "predictions.csv", predictions, reads.labels)
+    write_predictions(options.out / "predictions.csv", parts[0].predictions, model.reads.labels)
+    if options.external:
+        figures["external"] = {"data": str(options.external), **parts[1].figures}
+        write_predictions(options.out / "predictions_external.csv", parts[1].predictions, model.reads.labels)
     write_json(options.out / "metrics.json", figures)
-    print(_summary(figures))
-    if figures["patients_trained_on"]:
-        print(f"beware: the network was trained on {figures['patients_trained_on']} of these patients")
+    (options.out / "report.html").write_text(page, encoding="utf-8")
+    if not options.no_pictures:
+        mistakes = worst_mistakes(parts[0].predictions, model.reads)
+        write_pictures(options.out / "pictures", mistakes, model.reads, model.class_maps, options.fps)
+    for part in parts:
+        print(f"{part.name}:\n{_summary(part.figures)}")
+        if part.figures["patients_trained_on"]:
+            seen = part.figures["patients_trained_on"]
+            print(f"beware: the network was trained on {seen} of these patients")
     print(f"written: {options.out}")
     return 0
 
@@ -115,37 +193,92 @@ def _training_part(samples: list[Sample]) -> list[Sample]:
     return kept
 
 
-def _open_model(path: Path) -> tuple[Specification, ClassMaps, set[str], Task]:
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A bundle or run, opened. ``trained_on``: digests of patients. ``facts``: what it is, in words."""
+
+    reads: Specification
+    class_maps: ClassMaps
+    trained_on: set[str]
+    task: Task
+    limits: Sequence[str]
+    facts: dict[str, str]
+    history: Sequence[dict[str, Any]] = ()
+
+
+def _open_model(path: Path) -> _Model:
     if (path / "run.json").is_file():
         from training.fitting import NetworkMaps
-        from training.runs import load_run
+        from training.runs import WEIGHTS, load_run
 
         run = load_run(path)
-        return (
-            run.reads,
-            NetworkMaps(run.network()),
-            set(run.record["data"]["patients"]),
-            run.task,
-        )
+        facts = _facts("training run, float network", (path / WEIGHTS).read_bytes(), run.record, run.patients)
+        limits = (run.task.intended_use, *run.task.limits)
+        maps, history = NetworkMaps(run.network()), run.record.get("history", ())
+        return _Model(run.reads, maps, run.patients, run.task, limits, facts, history)
     bundle = load_bundle(path)
-    runner = bundle.runner()
-    reads = bundle.manifest.reads
-    trained_on = set(bundle.manifest.provenance.get("data", {}).get("patients", ()))
-    task = load_task(bundle.manifest.task)
-    return reads, lambda x: np.stack([runner.class_map(p) for p in x]), trained_on, task
+    runner, manifest = bundle.runner(), bundle.manifest
+    data = manifest.provenance.get("data", {})
+    trained_on = {*data.get("patients", ()), *data.get("earlier_patients", ())}
+    kind = f"bundle {manifest.name} {manifest.version}, int8 network"
+    facts = _facts(kind, bundle.files[MODEL], manifest.provenance, trained_on)
+    limits = (manifest.intended_use, *manifest.limits)
+    task = load_task(manifest.task)
+
+    def class_maps(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.stack([runner.class_map(one) for one in pixels])
+
+    return _Model(manifest.reads, class_maps, trained_on, task, limits, facts)
 
 
-def _predict(
-    samples: list[Sample], reads: Specification, class_maps: ClassMaps, fps: float | None
-) -> list[Prediction]:
-    predictions = []
-    for sample in tqdm(samples, desc="reading", unit="clip", dynamic_ncols=True, disable=None):
-        clip = look_through(sample, reads, fps)
-        predictions += predict([clip], reads, [read_maps(clip, class_maps)])
-    return predictions
+def _facts(kind: str, weights: bytes, record: Mapping[str, Any], trained_on: set[str]) -> dict[str, str]:
+    return {
+        "model": kind,
+        "model SHA-256": hashlib.sha256(weights).hexdigest(),
+        "trained on": f"{len(trained_on)} patients" if trained_on else "not known",
+        "trained by": f"{record.get('command', 'not known')}, {record.get('made', 'not known')}",
+    }
 
 
-def _known_patients(samples: list[Sample], trained_on: set[str]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _DataSet:
+    """A data set's samples for a task. ``left_out``: how many the task passes over, by label."""
+
+    folder: Path
+    where: Sequence[str]
+    samples: Sequence[Sample]
+    left_out: dict[str, int]
+
+
+def _open_data(folder: Path, where: Sequence[str], patient_pattern: str | None, task: Task) -> _DataSet:
+    samples = load_samples(folder, where, patient_pattern)
+    kept = for_task(samples, task)
+    if not kept:
+        raise DataError(f"{folder}: no sample has a label of task {task.name}: {', '.join(task.labels)}")
+    names = {sample.name for sample in kept}
+    left_out = Counter(str(getattr(s, task.column)) for s in samples if s.name not in names)
+    return _DataSet(folder, where, kept, dict(left_out))
+
+
+def _evaluated(data: _DataSet, model: _Model, fps: float | None) -> Evaluated:
+    name = data.folder.resolve().name
+    waiting = tqdm(data.samples, desc=f"reading {name}", unit="clip", dynamic_ncols=True, disable=None)
+    predictions = list(read_samples(waiting, model.reads, model.class_maps, fps))
+    figures = {
+        "left_out": data.left_out,
+        **_known_patients(data.samples, model.trained_on),
+        **full_metrics(predictions, model.reads, model.trained_on),
+    }
+    listed = sorted(f"{sample.name},{sample.label},{sample.patient}" for sample in data.samples)
+    facts = {
+        "samples": f"{len(predictions)}" + (f" where {', '.join(data.where)}" if data.where else ""),
+        "frames": "every one" if fps is None else f"{fps:g} a second",
+        "SHA-256 of its paths, labels and patients": hashlib.sha256("\n".join(listed).encode()).hexdigest(),
+    }
+    return Evaluated(name, predictions, figures, facts)
+
+
+def _known_patients(samples: Sequence[Sample], trained_on: set[str]) -> dict[str, Any]:
     return {
         "patients_trained_on": len(
             {s.patient for s in samples if s.patient and patient_digest(s.patient) in trained_on}

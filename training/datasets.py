@@ -7,8 +7,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,69 @@ class DataError(SonoglanceError, ValueError):
 
 
 @dataclass(frozen=True)
+class ClipRule:
+    """How readings over time may become a clip's verdict; the rule is chosen among these on validation
+    patients. ``windows``: seconds. ``over``: ``average``, ``contiguous`` or both, as in
+    ``reader.verdict.VerdictRule``. ``hysteresis`` and ``hold``: set by hand, for the bedside's sake."""
+
+    windows: tuple[float, ...] = (2.0,)
+    over: tuple[str, ...] = ("average",)
+    hysteresis: float = 0.04
+    hold: float = 0.8
+
+
+@dataclass(frozen=True)
 class Task:
     """What is to be told apart, as data: labels, which of them is negative, and how to look.
 
-    ``left_out``: labels that may occur in a data set and are passed over. ``beam``: ``ultrasound``
-    to find and mask the beam, ``whole`` to take the whole picture. ``channels``: the moments that
-    the network sees, in seconds before now. ``grade_targets``: the probability of an abnormal label
-    that is trained towards, by grade, where experts themselves disagree. ``limits``: what a card must
-    say of every network of this task.
+    ``column``: the index's column that holds the label. ``synonyms``: a data set's own words and the
+    label each stands for. ``left_out``: words that may occur and are passed over. ``ordinal``: whether
+    the labels are steps, in their order. ``colour``: ``gray``, what the reader makes of every source.
+    ``beam``: ``ultrasound`` to find and mask the beam, ``whole`` to take the whole picture. ``channels``:
+    the moments that the network sees, in seconds before now. ``grade_targets``: the probability of an
+    abnormal label that is trained towards, by grade, where experts themselves disagree.
+    ``intended_use`` and ``limits``: what a card must say of every network of this task.
     """
 
     name: str
     title: str
     labels: tuple[str, ...]
     negative: str
-    left_out: tuple[str, ...]
     beam: str
     channels: tuple[float, ...]
-    grade_targets: dict[str, float]
+    intended_use: str
+    column: str = "label"
+    synonyms: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    ordinal: bool = False
+    colour: str = "gray"
+    clip: ClipRule = ClipRule()
+    grade_targets: dict[str, float] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.negative not in self.labels or len(set(self.labels)) < 2:
+            raise ValueError("needs two labels or more, the negative one among them")
+        if self.column not in Sample.__dataclass_fields__:
+            raise ValueError(f"unknown column {self.column!r}")
+        if self.colour != "gray" or self.beam not in ("ultrasound", "whole"):
+            raise ValueError("colour is gray; beam is ultrasound or whole")
+        if not set(self.synonyms.values()) <= set(self.labels):
+            raise ValueError("a synonym stands for a label that the task does not have")
+        if not set(self.clip.over) <= {"average", "contiguous"} or not self.clip.windows:
+            raise ValueError("a clip rule needs windows, over average or contiguous")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Task:
+        """From plain JSON values. Raises TypeError or ValueError where they are wrong."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        if "clip" in fields:
+            rule: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in fields["clip"].items()
+            }
+            fields["clip"] = ClipRule(**rule)
+        fields["channels"] = tuple(float(moment) for moment in fields["channels"])
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -65,6 +109,7 @@ class Sample:
     finding: str = ""
     license: str = ""
     split: str = ""
+    boxes: str = ""
 
 
 def load_task(name: str) -> Task:
@@ -75,26 +120,12 @@ def load_task(name: str) -> Task:
     folder = Path(__file__).parent / "tasks"
     path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        task = Task(
-            name=value["name"],
-            title=value["title"],
-            labels=tuple(value["labels"]),
-            negative=value["negative"],
-            left_out=tuple(value.get("left_out", ())),
-            beam=value["beam"],
-            channels=tuple(float(t) for t in value["channels"]),
-            grade_targets={k: float(v) for k, v in value.get("grade_targets", {}).items()},
-            limits=tuple(value.get("limits", ())),
-        )
+        return Task.from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.json")))
         raise DataError(f"task {name}: no such task; known are {known}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not a task ({error!r})") from error
-    if task.negative not in task.labels or len(set(task.labels)) < 2:
-        raise DataError(f"{path}: needs two labels or more, the negative one among them")
-    return task
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a task ({error})") from error
 
 
 def load_samples(folder: Path, where: Sequence[str] = (), patient_pattern: str | None = None) -> list[Sample]:
@@ -160,13 +191,14 @@ def _holds(condition: str, sample: Sample) -> bool:
 
 
 def for_task(samples: Iterable[Sample], task: Task) -> list[Sample]:
-    """The samples whose label the task uses. Raises DataError for a label that it does not know."""
-    kept = list(samples)
-    strange = Counter(s.label for s in kept if s.label not in task.labels + task.left_out)
+    """The samples of a task, labelled in its words. Raises DataError for a word that it does not know."""
+    words = [(sample, str(getattr(sample, task.column))) for sample in samples]
+    named = [(sample, task.synonyms.get(word, word)) for sample, word in words]
+    strange = Counter(word for _, word in named if word not in task.labels + task.left_out)
     if strange:
         counts = ", ".join(f"{label!r} ({n})" for label, n in strange.items())
         raise DataError(f"labels outside task {task.name}: {counts}; it knows {', '.join(task.labels)}")
-    return [sample for sample in kept if sample.label in task.labels]
+    return [replace(sample, label=word) for sample, word in named if word in task.labels]
 
 
 def check_trainable(samples: Sequence[Sample], task: Task) -> None:
@@ -188,33 +220,56 @@ def check_trainable(samples: Sequence[Sample], task: Task) -> None:
         raise DataError(f"{len(torn)} patients are on both sides of the split, first {torn[0]}")
 
 
-def groups(samples: Sequence[Sample]) -> list[str]:
-    """What must stay on one side of a split: the patient, and of several sources a small one."""
+def groups(samples: Sequence[Sample], by_source: bool = False) -> list[str]:
+    """What must stay on one side of a split: the patient, and of several sources a small one.
+
+    ``by_source``: every source as a whole.
+    """
     patients: dict[str, set[str]] = {}
     for sample in samples:
         patients.setdefault(sample.source, set()).add(sample.patient)
     joined: dict[str, str] = {}
     for sample in samples:
         small = len(patients) > 1 and len(patients[sample.source]) < PATIENTS_TO_SPLIT_A_SOURCE
-        key = f"source {sample.source}" if small and sample.source else f"patient {sample.patient}"
-        joined.setdefault(sample.patient, key)
+        whole = sample.source and (by_source or small)
+        joined.setdefault(sample.patient, f"source {sample.source}" if whole else f"patient {sample.patient}")
     return [joined[sample.patient] for sample in samples]
 
 
-def patient_folds(samples: Sequence[Sample], folds: int, seed: int) -> list[list[int]]:
+def fewest_groups(samples: Sequence[Sample]) -> int:
+    """How many groups the label with the fewest has: the most folds that can be made."""
+    keys, labels = np.array(groups(samples)), np.array([sample.label for sample in samples])
+    return min(len(set(keys[labels == label])) for label in set(labels))
+
+
+def patient_folds(
+    samples: Sequence[Sample],
+    folds: int,
+    seed: int,
+    by_source: bool = False,
+    known: Collection[str] = (),
+) -> list[list[int]]:
     """Indices of the left-out samples, a list a fold; labels and grades spread evenly.
 
+    ``known``: digests of patients that an earlier network was trained on; they are never left out.
     Raises DataError where a label has fewer groups than folds.
     """
-    keys = np.array(groups(samples))
+    keys = np.array(groups(samples, by_source))
+    fresh = np.array([patient_digest(sample.patient) not in known for sample in samples], bool)
     labels = np.array([sample.label for sample in samples])
+    what = "sources" if by_source else "patients"
     for label in sorted(set(labels)):
-        count = len(set(keys[labels == label]))
+        count = len(set(keys[(labels == label) & fresh]))
         if count < folds:
-            raise DataError(f"label {label} has {count} patients, too few for {folds} folds")
+            raise DataError(
+                f"label {label} has {count}{' new' if known else ''} {what}, too few for {folds} folds: "
+                "take fewer folds or more data"
+            )
     strata = np.array([f"{sample.label} {sample.grade}" for sample in samples])
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return [held.tolist() for _, held in splitter.split(keys, strata, keys)]
+    places = np.flatnonzero(fresh)
+    split = splitter.split(places, strata[places], keys[places])
+    return [places[held].tolist() for _, held in split]
 
 
 def patient_digest(patient: str) -> str:

@@ -1,37 +1,124 @@
-"""Reads a data set as the bedside would and scores it, a row a clip, intervals over patients."""
+"""Reads a data set as the bedside would and scores it: by frame, clip and patient, by subgroup,
+with and without abstaining, intervals over patients."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from reader.bundle import Specification
-from training.datasets import Sample
-from training.views import ClipViews, clip_verdict
+from reader.preprocess import cell_weights
+from reader.verdict import pool, probabilities
+from training.datasets import Sample, patient_digest
+from training.metrics import (
+    BINNING,
+    CONFIDENCE,
+    RESAMPLES,
+    Flags,
+    Floats,
+    Names,
+    abstention,
+    at_sensitivity,
+    binary_figures,
+    confusion,
+    decisions,
+    intervals,
+    label_figures,
+    reliability,
+    risk_coverage,
+    together,
+)
+from training.views import ClassMaps, ClipViews, clip_verdict, look_through
 
 Float = NDArray[np.float32]
-Indices = NDArray[np.intp]
 
-RESAMPLES = 2000
-CONFIDENCE = 0.95
-SEED = 1
+SUBGROUPS = ("source", "probe", "site", "grade")
+SMALLEST_SUBGROUP = 10
+"""Samples below which a subgroup is only counted."""
+TARGETS = (0.90, 0.95)
+"""Sensitivities at which operating points are given."""
+INPUTS_AT_ONCE = 256
+"""Network inputs that are read together: stills one by one would each fill a batch alone."""
+FRAMES_NOTE = (
+    "single frames, not averaged over time; a frame bears its clip's label, which it need not show, "
+    "and long clips count for more"
+)
+PATIENTS_NOTE = (
+    "a patient's largest clip score, positive where any clip is; patients with more clips have more "
+    "chances of both"
+)
+TARGETS_NOTE = (
+    "the thresholds at 90 % and 95 % sensitivity were found on this very data, so these rows are "
+    "optimistic; their intervals find the threshold anew in every resample"
+)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was said of one sample. ``p``: probability by label, None without any reading."""
+    """What was said of one sample.
+
+    ``p``: probability by label, None without any reading. ``frames``: those of its single frames
+    that gave a reading, float32 [frames, labels].
+    """
 
     sample: Sample
     state: str
     p: Float | None
+    frames: Float | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Readings as the arrays that ``metrics`` takes."""
+
+    score: Floats
+    truth: Flags
+    patients: Names
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One data set and what came of it. ``figures``: of ``full_metrics``, and ``left_out`` (samples
+    by label), ``patients_trained_on`` and ``patients_unknown``. ``facts``: what data it was."""
+
+    name: str
+    predictions: Sequence[Prediction]
+    figures: dict[str, Any]
+    facts: dict[str, str]
+
+
+def read_samples(
+    samples: Iterable[Sample], reads: Specification, class_maps: ClassMaps, rate: float | None
+) -> Iterator[Prediction]:
+    """Read samples one after another, in order; ``rate``: frames a second, None for all.
+
+    Raises ClipError where a file cannot be read.
+    """
+    waiting: list[ClipViews] = []
+    inputs = 0
+    for sample in samples:
+        waiting.append(look_through(sample, reads, rate))
+        inputs += len(waiting[-1].pixels)
+        if inputs >= INPUTS_AT_ONCE:
+            yield from predict(waiting, reads, _read_together(waiting, class_maps))
+            waiting, inputs = [], 0
+    yield from predict(waiting, reads, _read_together(waiting, class_maps))
+
+
+def _read_together(clips: Sequence[ClipViews], class_maps: ClassMaps) -> list[Float]:
+    counts = [len(clip.pixels) for clip in clips]
+    if not sum(counts):
+        return [np.zeros((0, 1, 1, 1), np.float32)] * len(clips)
+    maps = class_maps(np.stack([pixels for clip in clips for pixels in clip.pixels]))
+    return np.split(maps, np.cumsum(counts)[:-1])
 
 
 def predict(clips: Sequence[ClipViews], reads: Specification, maps: Sequence[Float]) -> list[Prediction]:
@@ -39,8 +126,17 @@ def predict(clips: Sequence[ClipViews], reads: Specification, maps: Sequence[Flo
     predictions = []
     for clip, of in zip(clips, maps, strict=True):
         state, verdict = clip_verdict(clip, reads, of)
-        predictions.append(Prediction(clip.sample, state, None if verdict is None else verdict.p))
+        p = None if verdict is None else verdict.p
+        predictions.append(Prediction(clip.sample, state, p, _frame_probabilities(clip, reads, of)))
     return predictions
+
+
+def _frame_probabilities(clip: ClipViews, reads: Specification, maps: Float) -> Float:
+    if not len(maps):
+        return np.zeros((0, len(reads.labels)), np.float32)
+    channels = [reads.map_channels.index(label) for label in reads.labels]
+    cells = cell_weights(clip.mask(reads.size), *maps.shape[1:3])
+    return probabilities(np.stack([pool(of[:, :, channels], cells) for of in maps]), reads.temperature)
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction], labels: Sequence[str]) -> None:
@@ -60,80 +156,182 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def metrics(predictions: Sequence[Prediction], reads: Specification) -> dict[str, Any]:
-    """Figures with 95 % intervals by bootstrap over patients; samples without a reading apart.
+    """Figures of clips with 95 % intervals by bootstrap over patients; those without a reading apart.
 
     Positive is any label but the negative one. ``forced``: decided at the rule's threshold.
     ``as_shown``: among clips that were given a label; ``abstained`` says how many were not.
+    ``without_reading_as_wrong``: forced, every clip without a reading counted as an error.
     """
     read = [item for item in predictions if item.p is not None]
     figures: dict[str, Any] = {
         "samples": len(predictions),
         "patients": len({item.sample.patient for item in predictions}),
         "without_reading": len(predictions) - len(read),
+        "states": dict(Counter(item.state for item in predictions).most_common()),
         "threshold": reads.verdict.threshold,
         "interval": f"{CONFIDENCE:.0%} percentile bootstrap over patients, {RESAMPLES} resamples",
-        "all": _figures(read, reads),
+        "calibration_bins": BINNING,
+        "all": _clip_figures(read, reads),
     }
     if any(item.sample.grade == "1" for item in read):
-        figures["without_grade_1"] = _figures([item for item in read if item.sample.grade != "1"], reads)
+        figures["without_grade_1"] = _clip_figures([x for x in read if x.sample.grade != "1"], reads)
+    if len(read) < len(predictions):
+        figures["without_reading_as_wrong"] = _unread_as_wrong(predictions, reads)
     return figures
 
 
-def _figures(read: Sequence[Prediction], reads: Specification) -> dict[str, Any]:
-    negative = reads.labels.index(reads.negative)
-    truth = np.array([item.sample.label != reads.negative for item in read], bool)
-    score = np.array([1.0 - float(item.p[negative]) for item in read if item.p is not None])
+def full_metrics(
+    predictions: Sequence[Prediction], reads: Specification, trained_on: set[str]
+) -> dict[str, Any]:
+    """``metrics`` and more: ``frame`` and ``patient`` beside the clips, ``subgroups``,
+    ``operating_points``, ``abstaining``, ``reliability``, and ``labels`` where there are more than
+    two. ``trained_on``: digests of the patients that the network has seen."""
+    read = [item for item in predictions if item.p is not None]
+    figures = metrics(predictions, reads)
+    threshold = reads.verdict.threshold
+    frames, patients = frame_scores(read, reads), patient_scores(read, reads)
+    figures["frame"] = {"note": FRAMES_NOTE, **_binary(frames, threshold)}
+    figures["patient"] = {"note": PATIENTS_NOTE, **_binary(patients, threshold)}
+    figures["subgroups"] = _subgroups(read, reads, trained_on)
+    if "roc_auc" in figures["all"]:
+        clips = clip_scores(read, reads)
+        figures["operating_points"] = _operating_points(clips, figures["all"]["forced"], threshold)
+        figures["abstaining"] = _abstaining(read, clips, reads)
+        figures["reliability"] = reliability(clips.score, clips.truth)
+        if len(reads.labels) > 2:
+            figures["labels"] = _label_figures(read, clips, reads)
+    return figures
+
+
+def clip_scores(read: Sequence[Prediction], reads: Specification) -> Scores:
+    """Each clip's largest windowed score. An unknown patient counts as one of his own a clip."""
+    return Scores(
+        np.array([_positive(item.p, reads) for item in read if item.p is not None], np.float64),
+        np.array([item.sample.label != reads.negative for item in read], bool),
+        np.array([item.sample.patient or item.sample.name for item in read], str),
+    )
+
+
+def frame_scores(read: Sequence[Prediction], reads: Specification) -> Scores:
+    """Every frame's own score, under its clip's label and patient."""
+    clips = clip_scores(read, reads)
+    scores = [_positive(np.zeros((0, 2)) if x.frames is None else x.frames, reads) for x in read]
+    counts = [len(of) for of in scores]
+    return Scores(
+        np.concatenate([np.zeros(0), *scores]),
+        np.repeat(clips.truth, counts),
+        np.repeat(clips.patients, counts),
+    )
+
+
+def patient_scores(read: Sequence[Prediction], reads: Specification) -> Scores:
+    """Each known patient's largest clip score."""
+    clips = clip_scores([item for item in read if item.sample.patient], reads)
+    patients, member = np.unique(clips.patients, return_inverse=True)
+    score, truth = np.zeros(len(patients)), np.zeros(len(patients), bool)
+    np.maximum.at(score, member, clips.score)
+    np.logical_or.at(truth, member, clips.truth)
+    return Scores(score, truth, patients)
+
+
+def _positive(p: NDArray[Any], reads: Specification) -> Any:
+    return 1.0 - p[..., reads.labels.index(reads.negative)].astype(np.float64)
+
+
+def _binary(scores: Scores, threshold: float) -> dict[str, Any]:
+    return binary_figures(scores.score, scores.truth, scores.patients, threshold)
+
+
+def _clip_figures(read: Sequence[Prediction], reads: Specification) -> dict[str, Any]:
+    clips = clip_scores(read, reads)
+    figures = _binary(clips, reads.verdict.threshold)
+    if "roc_auc" not in figures:
+        return figures
+    shown, called = _as_shown(read, reads)
+    of = together(
+        abstention(clips.score, clips.truth, reads.verdict.threshold, shown, called),
+        decisions(called, clips.truth, shown),
+    )
+    found = intervals(of, clips.patients)
+    for name in ("forced_error", "error_on_rest", "error_ratio"):
+        found.pop(name, None)
+    return {**figures, "abstained": found.pop("abstained"), "as_shown": found}
+
+
+def _as_shown(read: Sequence[Prediction], reads: Specification) -> tuple[Flags, Flags]:
+    """Whether each clip was given a label, and whether that is another than the negative one."""
     shown = np.array([item.state in reads.labels for item in read], bool)
-    called = np.array([item.state != reads.negative for item in read], bool)
-    positive = score >= reads.verdict.threshold
-    counts = {"positive": int(truth.sum()), "negative": int((~truth).sum())}
-    if not counts["positive"] or not counts["negative"]:
-        return {**counts, "note": "one class only: no figure can be given"}
-    patients = np.array([item.sample.patient or item.sample.name for item in read])
-    resamples = _resamples(patients)
+    return shown, shown & np.array([item.state != reads.negative for item in read], bool)
 
-    def with_interval(figure: Callable[[Indices], float | None]) -> dict[str, Any]:
-        return _interval(figure, resamples, len(read))
 
-    def auc(i: Indices) -> float | None:
-        both = 0 < truth[i].sum() < len(i)
-        return float(roc_auc_score(truth[i], score[i])) if both else None
+def _unread_as_wrong(predictions: Sequence[Prediction], reads: Specification) -> dict[str, Any]:
+    truth = np.array([item.sample.label != reads.negative for item in predictions])
+    threshold = reads.verdict.threshold
+    called = [
+        not positive if item.p is None else _positive(item.p, reads) >= threshold
+        for item, positive in zip(predictions, truth, strict=True)
+    ]
+    patients = np.array([item.sample.patient or item.sample.name for item in predictions])
+    found = intervals(decisions(np.array(called, bool), truth), patients)
+    return {name: found[name] for name in ("sensitivity", "specificity") if name in found}
 
+
+def _operating_points(clips: Scores, forced: dict[str, Any], threshold: float) -> dict[str, Any]:
+    names = ("sensitivity", "specificity", "ppv", "npv")
+    points: dict[str, Any] = {
+        "note": TARGETS_NOTE,
+        "frozen": {"threshold": {"value": threshold}, **{x: forced[x] for x in names if x in forced}},
+    }
+    for target in TARGETS:
+        of = at_sensitivity(clips.score, clips.truth, target)
+        points[f"sensitivity_{round(100 * target)}"] = intervals(of, clips.patients)
+    return points
+
+
+def _abstaining(read: Sequence[Prediction], clips: Scores, reads: Specification) -> dict[str, Any]:
+    shown, called = _as_shown(read, reads)
+    threshold = reads.verdict.threshold
+    of = abstention(clips.score, clips.truth, threshold, shown, called)
     return {
-        **counts,
-        "roc_auc": with_interval(auc),
-        "forced": {
-            "sensitivity": with_interval(lambda i: _share(positive[i][truth[i]])),
-            "specificity": with_interval(lambda i: _share(~positive[i][~truth[i]])),
-        },
-        "abstained": with_interval(lambda i: _share(~shown[i])),
-        "as_shown": {
-            "sensitivity": with_interval(lambda i: _share(called[i][truth[i] & shown[i]])),
-            "specificity": with_interval(lambda i: _share(~called[i][~truth[i] & shown[i]])),
-        },
+        **intervals(of, clips.patients),
+        "confusion_on_rest": confusion(called[shown], clips.truth[shown]),
+        "curve": risk_coverage(clips.score, clips.truth, threshold),
     }
 
 
-def _share(values: NDArray[np.bool_]) -> float | None:
-    return float(values.mean()) if values.size else None
+def _label_figures(read: Sequence[Prediction], clips: Scores, reads: Specification) -> dict[str, Any]:
+    p = np.array([item.p for item in read], np.float64)
+    truth = np.array([reads.labels.index(item.sample.label) for item in read])
+    negative = reads.labels.index(reads.negative)
+    others = p.copy()
+    others[:, negative] = -1
+    chosen = np.where(clips.score >= reads.verdict.threshold, others.argmax(axis=1), negative)
+    return label_figures(p, truth, chosen, clips.patients, reads.labels)
 
 
-def _resamples(patients: NDArray[np.str_]) -> list[Indices]:
-    random = np.random.default_rng(SEED)
-    members = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
-    return [
-        np.concatenate([members[i] for i in random.integers(len(members), size=len(members))])
-        for _ in range(RESAMPLES)
-    ]
+def _subgroups(
+    read: Sequence[Prediction], reads: Specification, trained_on: set[str]
+) -> list[dict[str, Any]]:
+    columns = {name: [str(getattr(item.sample, name)) for item in read] for name in SUBGROUPS}
+    columns["patient"] = [_acquaintance(item.sample, trained_on) for item in read]
+    rows = []
+    for column, values in columns.items():
+        counts = Counter(values)
+        if len(counts) < 2:
+            continue
+        for value, count in sorted(counts.items()):
+            row: dict[str, Any] = {"column": column, "value": value, "samples": count}
+            of = [item for item, its in zip(read, values, strict=True) if its == value]
+            row["patients"] = len({item.sample.patient for item in of})
+            if count < SMALLEST_SUBGROUP:
+                row["note"] = f"fewer than {SMALLEST_SUBGROUP} samples: no figures"
+            else:
+                row |= _clip_figures(of, reads)
+            rows.append(row)
+    return rows
 
 
-def _interval(
-    figure: Callable[[Indices], float | None], resamples: list[Indices], count: int
-) -> dict[str, Any]:
-    value = figure(np.arange(count))
-    if value is None:
-        return {"value": None}
-    drawn = [v for v in map(figure, resamples) if v is not None]
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    return {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+def _acquaintance(sample: Sample, trained_on: set[str]) -> str:
+    if not sample.patient:
+        return ""
+    return "trained on" if patient_digest(sample.patient) in trained_on else "new"

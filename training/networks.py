@@ -1,14 +1,20 @@
-"""The networks, in Keras 3 for any backend: uint8-range pixels in, a class map out.
+"""The networks, in Keras 3 for any backend: pixels in, a class map out.
+
+Every network takes float32 [batch, size, size, channels], scaled as ``(x - 127) / 128``, and ends in a
+1x1 convolution to one map a class, as logits; the average over the beam belongs to ``reader``, which
+does it at the bedside as well.
 
 EfficientNet-Lite0 (Liu 2020, tensorflow/tpu efficientnet/lite) is EfficientNet-B0 (Tan and Le 2019,
 arXiv 1905.11946) with ReLU6 and without squeeze-and-excitation, so that every operation has an int8
-kernel. Its classifier is replaced by a 1x1 convolution to one map a class; the average over the
-beam belongs to ``reader``, which does it at the bedside as well.
+kernel. MobileNetV2 (Sandler 2018, arXiv 1801.04381), MobileNetV3-small (Howard 2019, arXiv 1905.02244)
+and Inception-v3 (Szegedy 2015, arXiv 1512.00567) come from Keras Applications.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -16,9 +22,115 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
+from training.weights import WeightsError, imagenet_weights_file, read_legacy_torch
+
 BATCH_NORM_EPSILON = 1e-3
 FEATURES_LAYER = "top_activation"
 MAP_LAYER = "class_map"
+SCRATCH_CHANNELS = (16, 32, 64, 96, 128)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A kind of network. ``backbone``: float input to features. ``tune_from``: beginning of the name
+    of the first layer worth fine-tuning on a small set; empty where everything is trained."""
+
+    backbone: Callable[[Any], Any]
+    tune_from: str
+    pretrained: bool = True
+
+
+def build(name: str, size: int, map_channels: int, dropout: float, batch: int | None = None) -> keras.Model:
+    """A network of the table ``NETWORKS`` with random weights and a zero class map.
+
+    Input: float32 [batch, size, size, 3]. Output: float32 logits [batch, rows, columns, map_channels],
+    whatever the policy of mixed precision. ``batch`` fixes the batch dimension, which conversion needs
+    (no dynamic shapes). Raises ValueError for an unknown name.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"no network {name!r}; known are {', '.join(NETWORKS)}")
+    inputs = keras.Input(batch_shape=(batch, size, size, 3), name="frame")
+    x = NETWORKS[name].backbone(inputs)
+    x = layers.SpatialDropout2D(dropout, name="dropout")(x)
+    # Zeros: no class is preferred before the first step, whatever the features' scale.
+    outputs = layers.Conv2D(map_channels, 1, kernel_initializer="zeros", dtype="float32", name=MAP_LAYER)(x)
+    return keras.Model(inputs, outputs, name=name.replace("-", "_"))
+
+
+def load_pretrained(network: keras.Model, name: str, weights: Path | None) -> str:
+    """Give a network's backbone its ImageNet start and say where it came from.
+
+    ``weights``: a file of Keras Applications' own format (``.h5``, without top) or, for
+    EfficientNet-Lite0, a PyTorch state dictionary; None looks for the installed package or lets Keras
+    Applications download. Returns an empty string where the start is random, because the network has
+    no pretrained weights or they cannot be reached. Raises WeightsError where ``weights`` does not fit.
+    """
+    if not NETWORKS[name].pretrained:
+        if weights:
+            raise WeightsError(f"{weights}: {name} is trained from scratch and takes no weights")
+        return ""
+    if name == "efficientnet-lite0":
+        return _load_lite0(network, weights or imagenet_weights_file())
+    if weights is None:
+        return _download(network, name)
+    try:
+        donor = _application(name, network.input.shape[1:], None)
+        donor.load_weights(weights)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{weights}: not weights of {name} without top ({error})") from error
+    _copy(donor, network)
+    return weights.name
+
+
+def _load_lite0(network: keras.Model, weights: Path) -> str:
+    try:
+        load_lite0(network, read_legacy_torch(weights))
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{weights}: not weights of EfficientNet-Lite0 ({error})") from error
+    return weights.name
+
+
+def _download(network: keras.Model, name: str) -> str:
+    try:
+        donor = _application(name, network.input.shape[1:], "imagenet")
+    # Keras reports a download that failed as a bare Exception; there is nothing narrower to catch.
+    except Exception as error:
+        if "URL fetch failure" not in str(error):
+            raise
+        return ""
+    _copy(donor, network)
+    return f"keras.applications {keras.__version__}"
+
+
+def _copy(donor: keras.Model, network: keras.Model) -> None:
+    # By place, not by name: Keras numbers unnamed layers anew in every model.
+    donors = [layer for layer in donor.layers if layer.weights]
+    for layer, ours in zip(donors, [layer for layer in network.layers if layer.weights], strict=False):
+        ours.set_weights(layer.get_weights())
+
+
+def _application(name: str, shape: tuple[int, ...], weights: str | None, tensor: Any = None) -> keras.Model:
+    makers = {
+        "mobilenet-v2": keras.applications.MobileNetV2,
+        "mobilenet-v3-small": keras.applications.MobileNetV3Small,
+        "inception-v3": keras.applications.InceptionV3,
+    }
+    extra = {"include_preprocessing": False} if name == "mobilenet-v3-small" else {}
+    return makers[name](include_top=False, weights=weights, input_shape=shape, input_tensor=tensor, **extra)
+
+
+def _from_applications(name: str) -> Callable[[Any], Any]:
+    return lambda inputs: _application(name, inputs.shape[1:], None, inputs).output
+
+
+def _scratch(x: Any) -> Any:
+    """Five strided separable convolutions, as a floor under the pretrained networks."""
+    for index, channels in enumerate(SCRATCH_CHANNELS):
+        x = layers.SeparableConv2D(
+            channels, 3, strides=2, padding="same", use_bias=False, name=f"scratch{index}_conv"
+        )(x)
+        x = _normalized(x, f"scratch{index}")
+    return x
 
 
 class Stage(NamedTuple):
@@ -42,27 +154,12 @@ EFFICIENTNET_LITE0 = (
 )
 
 
-def efficientnet_lite0(
-    size: int, map_channels: int, dropout: float = 0.2, batch: int | None = None
-) -> keras.Model:
-    """EfficientNet-Lite0 with a class-map head.
-
-    Input: float32 [batch, size, size, 3], pixels already scaled as ``(x - 127) / 128``.
-    Output: float32 logits [batch, size/32, size/32, map_channels].
-    ``batch`` fixes the batch dimension, which conversion needs (no dynamic shapes).
-    """
-    inputs = keras.Input(batch_shape=(batch, size, size, 3), name="frame")
-    x = _normalized(
-        layers.Conv2D(32, 3, strides=2, padding="same", use_bias=False, name="stem_conv")(inputs),
-        "stem",
-    )
+def _efficientnet_lite0(inputs: Any) -> Any:
+    stem = layers.Conv2D(32, 3, strides=2, padding="same", use_bias=False, name="stem_conv")(inputs)
+    x = _normalized(stem, "stem")
     for name, stage, stride in _blocks():
         x = _inverted_residual(x, stage, stride, name)
-    x = _normalized(layers.Conv2D(1280, 1, use_bias=False, name="top_conv")(x), "top")
-    x = layers.SpatialDropout2D(dropout, name="dropout")(x)
-    # Zeros: no class is preferred before the first step, whatever the features' scale.
-    outputs = layers.Conv2D(map_channels, 1, kernel_initializer="zeros", name=MAP_LAYER)(x)
-    return keras.Model(inputs, outputs, name="efficientnet_lite0")
+    return _normalized(layers.Conv2D(1280, 1, use_bias=False, name="top_conv")(x), "top")
 
 
 def _blocks() -> Iterator[tuple[str, Stage, int]]:
@@ -94,7 +191,7 @@ def _inverted_residual(x: Any, stage: Stage, stride: int, name: str) -> Any:
     return x
 
 
-def load_imagenet(model: keras.Model, weights: dict[str, NDArray[Any]]) -> None:
+def load_lite0(model: keras.Model, weights: dict[str, NDArray[Any]]) -> None:
     """Copy ImageNet weights (PyTorch names and layouts) into the network's backbone.
 
     The class map has no counterpart and keeps its initial values. Raises KeyError where a tensor is
@@ -121,3 +218,12 @@ def _layer_names() -> Iterator[tuple[str, tuple[str, str]]]:
 def _set_convolution(layer: Any, kernel: NDArray[Any]) -> None:
     depthwise = isinstance(layer, layers.DepthwiseConv2D)
     layer.set_weights([np.transpose(kernel, (2, 3, 0, 1) if depthwise else (2, 3, 1, 0))])
+
+
+NETWORKS = {
+    "efficientnet-lite0": Network(_efficientnet_lite0, "block5_"),
+    "mobilenet-v2": Network(_from_applications("mobilenet-v2"), "block_6_"),
+    "mobilenet-v3-small": Network(_from_applications("mobilenet-v3-small"), "expanded_conv_4_"),
+    "inception-v3": Network(_from_applications("inception-v3"), "mixed4"),
+    "scratch": Network(_scratch, "", pretrained=False),
+}

@@ -1,19 +1,19 @@
 """A training run: cross-validate a recipe by patient, choose the verdict rule, fit on everything.
 
-A run's folder holds ``run.json`` (recipe, task, specification, figures, patients), the network's
-weights, ``calibration.npz`` (inputs of training patients, for quantization) and the pooled
-out-of-fold ``predictions.csv``. It is written under ``<name>.part`` and renamed when whole; a part
-with the same recipe and data is taken up where it stopped.
+A run's folder holds ``run.json`` (recipe, task, specification, figures, history, patients), the
+network's weights, ``calibration.npz`` (inputs of training patients, for quantization), the pooled
+out-of-fold ``predictions.csv`` and ``logs`` for TensorBoard. It is written under ``<name>.part`` and
+renamed when whole; a part left by the same recipe and data can be resumed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reader.bundle import Specification
-from reader.preprocess import cell_weights
-from reader.verdict import VerdictRule, pool
-from training.datasets import DataError, Sample, Task, patient_digest, patient_folds
+from training import networks
+from training.datasets import DataError, Sample, Task, patient_digest
 from training.evaluation import Prediction, metrics, predict, write_json, write_predictions
-from training.fitting import NetworkMaps, Recipe, build, fit
-from training.views import ClipViews, gather_views, read_maps
-
-Float = NDArray[np.float32]
+from training.fitting import Recipe, Start, fit
+from training.folds import Folds, cross_validate
+from training.rules import choose_rule, starting_rule
+from training.views import ClipViews, gather_views
 
 RATE = 5.0
 """Frames a second that are looked at in training; the verdict counts in seconds, not frames."""
-WINDOW, HYSTERESIS, HOLD = 2.0, 0.04, 0.8
-"""The verdict's window, hysteresis and hold: set by hand, for the bedside's sake."""
-ABSTAIN_SHARE = 0.12
-"""Share of clips nearest to the threshold on which the rule abstains."""
 CALIBRATION_IMAGES = 240
 WEIGHTS = "network.weights.h5"
 
@@ -53,9 +48,29 @@ class Run:
 
     def network(self, batch: int | None = None) -> keras.Model:
         """The trained network; ``batch`` fixes its batch dimension."""
-        network = build(self.recipe, len(self.reads.map_channels), batch)
+        of = self.recipe
+        network = networks.build(of.network, of.size, len(self.reads.map_channels), of.dropout, batch)
         network.load_weights(self.path / WEIGHTS)
         return network
+
+    @property
+    def patients(self) -> set[str]:
+        """Digests of every patient that the network, or the one it started from, was trained on."""
+        return {*self.record["data"]["patients"], *self.record["data"].get("earlier_patients", ())}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is made. ``folds`` 0: no cross-validation and no figures. ``sensitivity``: what the
+    threshold aims at, None for where sensitivity and specificity meet. ``known``: digests
+    of the patients that the start was trained on; they are never held out."""
+
+    recipe: Recipe
+    folds: Folds
+    start: Start = field(default_factory=Start)
+    sensitivity: float | None = None
+    known: frozenset[str] = frozenset()
+    command: str = ""
 
 
 def load_run(path: Path) -> Run:
@@ -63,36 +78,30 @@ def load_run(path: Path) -> Run:
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         specification = Specification.from_json(record["reads"])
-        task: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["task"].items()}
-        return Run(path, Task(**task), Recipe(**record["recipe"]), specification, record)
+        task = Task.from_json(record["task"])
+        return Run(path, task, Recipe(**record["recipe"]), specification, record)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a whole training run ({error})") from error
 
 
-def train(samples: Sequence[Sample], task: Task, recipe: Recipe, folds: int, out: Path, command: str) -> Run:
+def train(samples: Sequence[Sample], task: Task, plan: Plan, out: Path, resume: bool = False) -> Run:
     """Cross-validate, choose the verdict rule on the pooled folds, fit on everything, write a run.
 
-    ``folds`` 0 skips cross-validation; thresholds then stay at one half and no figure is given.
-    Raises DataError where ``out`` exists.
+    Without folds the threshold stays at one half and no figure is given. Raises DataError where ``out``
+    exists, or was begun and ``resume`` is not asked for.
     """
     if out.exists():
         raise DataError(f"{out}: exists already; name another folder or remove it")
-    part = _open_part(out, samples, task, recipe, folds)
-    reads = specification(task, recipe)
+    part = _open_part(out, samples, task, plan, resume)
+    reads = specification(task, plan.recipe)
     clips = gather_views(samples, reads, RATE)
-    figures: dict[str, Any] = {}
-    if folds:
-        maps = _out_of_fold(clips, task, recipe, folds, part)
-        reads = choose_rule(clips, reads, maps)
-        predictions = predict(clips, reads, maps)
-        write_predictions(part / "predictions.csv", predictions, reads.labels)
-        figures = _pooled_figures(predictions, reads, folds)
-    network = fit(clips, task, recipe, "all: ")
-    network.save_weights(part / WEIGHTS)
-    np.savez_compressed(part / "calibration.npz", inputs=_calibration(clips, recipe.seed))
-    record = _record(samples, task, recipe, reads, figures, command)
+    figures, history, reads = _cross_validated(clips, task, plan, reads, part)
+    fitted = fit(clips, task, plan.recipe, plan.start, part / "fits" / "all", "all")
+    fitted.network.save_weights(part / WEIGHTS)
+    np.savez_compressed(part / "calibration.npz", inputs=_calibration(clips, plan.recipe.seed))
+    record = _record(samples, task, plan, reads, figures, history + fitted.history)
     write_json(part / "run.json", record)
-    shutil.rmtree(part / "folds", ignore_errors=True)
+    _keep_logs(part)
     (part / "started.json").unlink()
     part.rename(out)
     return load_run(out)
@@ -108,79 +117,37 @@ def specification(task: Task, recipe: Recipe) -> Specification:
         beam=task.beam,
         map_channels=task.labels,
         temperature=1.0,
-        verdict=VerdictRule(WINDOW, 0.5, 0.5, 0.5, HYSTERESIS, HOLD),
+        verdict=starting_rule(task),
     )
 
 
-def choose_rule(clips: Sequence[ClipViews], reads: Specification, maps: Sequence[Float]) -> Specification:
-    """Temperature, threshold and abstain band from clips that the networks were not fitted on."""
-    reads = dataclasses.replace(reads, temperature=_temperature(clips, reads, maps))
-    read = [item for item in predict(clips, reads, maps) if item.p is not None]
-    negative = reads.labels.index(reads.negative)
-    score = np.array([1 - float(item.p[negative]) for item in read if item.p is not None])
-    truth = np.array([item.sample.label != reads.negative for item in read])
-    threshold = _balanced_threshold(score, truth)
-    reach = np.quantile(np.abs(score - threshold), ABSTAIN_SHARE)
-    rule = dataclasses.replace(
-        reads.verdict,
-        threshold=round(threshold, 4),
-        normal_below=round(max(threshold - float(reach), 0.0), 4),
-        abnormal_from=round(min(threshold + float(reach), 1.0), 4),
+def _cross_validated(
+    clips: Sequence[ClipViews], task: Task, plan: Plan, reads: Specification, part: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]], Specification]:
+    if not plan.folds.count:
+        return {}, [], reads
+    held, history = cross_validate(
+        clips, task, plan.recipe, plan.folds, plan.start, plan.known, reads, RATE, part
     )
-    return dataclasses.replace(reads, verdict=rule)
+    out = [clip for clip, maps in zip(clips, held, strict=True) if maps is not None]
+    maps = [of for of in held if of is not None]
+    reads, tried = choose_rule(out, reads, maps, task, plan.sensitivity)
+    predictions = predict(out, reads, maps)
+    write_predictions(part / "predictions.csv", predictions, reads.labels)
+    figures = _pooled_figures(predictions, reads, plan.folds.count)
+    return {**figures, "rules_tried": tried}, history, reads
 
 
-def _balanced_threshold(score: Float, truth: NDArray[np.bool_]) -> float:
-    """Midway between the scores around the cut with the best mean of sensitivity and specificity."""
-    order = np.sort(np.unique(score))
-    cuts = (order[1:] + order[:-1]) / 2 if order.size > 1 else np.array([0.5])
-    balanced = [(score[truth] >= c).mean() + (score[~truth] < c).mean() for c in cuts]
-    return float(cuts[int(np.argmax(balanced))])
+def _keep_logs(part: Path) -> None:
+    for logs in (part / "fits").glob("*/*/logs"):
+        logs.rename(_made(part / "logs") / f"{logs.parent.parent.name}-{logs.parent.name}")
+    shutil.rmtree(part / "fits")
+    shutil.rmtree(part / "folds", ignore_errors=True)
 
 
-def _temperature(clips: Sequence[ClipViews], reads: Specification, maps: Sequence[Float]) -> float:
-    """The temperature with the smallest log loss over frames, each clip counting alike."""
-    differences, signs, weights = [], [], []
-    for clip, of in zip(clips, maps, strict=True):
-        if not len(of):
-            continue
-        cells = cell_weights(clip.mask(reads.size), *of.shape[1:3])
-        logits = np.stack([pool(m, cells) for m in of])
-        true = reads.labels.index(clip.sample.label)
-        others = np.delete(logits, true, axis=1)
-        differences.append(np.logaddexp.reduce(others, axis=1) - logits[:, true])
-        weights.append(np.full(len(of), 1 / len(of)))
-        signs.append(clip.sample.label)
-    gaps, weight = np.concatenate(differences), np.concatenate(weights)
-    grid = np.geomspace(0.25, 8.0, 121)
-    loss = [float((np.logaddexp(0, gaps / t) * weight).sum()) for t in grid]
-    return round(float(grid[int(np.argmin(loss))]), 3)
-
-
-def _out_of_fold(clips: list[ClipViews], task: Task, recipe: Recipe, folds: int, part: Path) -> list[Float]:
-    """Class maps of every clip by a network that saw neither its patient nor its small source."""
-    maps: list[Float] = [np.zeros((0, 1, 1, 1), np.float32)] * len(clips)
-    (part / "folds").mkdir(exist_ok=True)
-    held_out = patient_folds([clip.sample for clip in clips], folds, recipe.seed)
-    for fold, held in enumerate(held_out):
-        saved = part / "folds" / f"{fold}.npz"
-        if not saved.exists():
-            away = set(held)
-            network = fit(
-                [clip for i, clip in enumerate(clips) if i not in away],
-                task,
-                recipe,
-                f"fold {fold + 1} of {folds}: ",
-            )
-            reading = NetworkMaps(network)
-            found = {str(i): read_maps(clips[i], reading) for i in held}
-            unsaved = saved.with_suffix(".part.npz")
-            np.savez(unsaved, **found)  # type: ignore[arg-type]
-            unsaved.rename(saved)
-        with np.load(saved) as of:
-            for i in held:
-                maps[i] = of[str(i)]
-    return maps
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _pooled_figures(predictions: Sequence[Prediction], reads: Specification, folds: int) -> dict[str, Any]:
@@ -212,47 +179,56 @@ def _calibration(clips: Sequence[ClipViews], seed: int) -> NDArray[np.uint8]:
 def _record(
     samples: Sequence[Sample],
     task: Task,
-    recipe: Recipe,
+    plan: Plan,
     reads: Specification,
     figures: dict[str, Any],
-    command: str,
+    history: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    licences = sorted({sample.license for sample in samples if sample.license})
+    data: dict[str, Any] = {
+        "samples": len(samples),
+        **{
+            column + "s": _counts(samples, column) for column in ("label", "source", "grade", "probe", "site")
+        },
+        "licences": sorted({sample.license for sample in samples if sample.license}),
+        "patients": sorted({patient_digest(s.patient) for s in samples}),
+        "earlier_patients": sorted(plan.known),
+    }
     return {
-        "command": command,
+        "command": plan.command,
         "made": time.strftime("%Y-%m-%d"),
         "task": asdict(task),
-        "recipe": asdict(recipe),
+        "recipe": asdict(plan.recipe),
+        "folds": asdict(plan.folds),
+        "sensitivity_aimed_at": plan.sensitivity,
         "reads": asdict(reads),
         "backend": f"keras {keras.__version__} on {keras.backend.backend()}",
-        "data": {
-            "samples": len(samples),
-            "labels": {x: sum(s.label == x for s in samples) for x in task.labels},
-            "sources": {
-                source: sum(s.source == source for s in samples)
-                for source in sorted({s.source for s in samples})
-            },
-            "licences": licences,
-            "patients": sorted({patient_digest(s.patient) for s in samples}),
-        },
+        "data": data,
         "figures": figures,
+        "history": history,
     }
 
 
-def _open_part(out: Path, samples: Sequence[Sample], task: Task, recipe: Recipe, folds: int) -> Path:
+def _counts(samples: Sequence[Sample], column: str) -> dict[str, int]:
+    values = Counter(str(getattr(sample, column)) or "not known" for sample in samples)
+    return dict(sorted(values.items()))
+
+
+def _open_part(out: Path, samples: Sequence[Sample], task: Task, plan: Plan, resume: bool) -> Path:
     """The folder that the run grows in; one left by the same recipe and data is taken up."""
     part = out.with_name(out.name + ".part")
     started = {
         "task": asdict(task),
-        "recipe": asdict(recipe),
-        "folds": folds,
-        "samples": [sample.name for sample in samples],
+        "recipe": asdict(plan.recipe),
+        "folds": [plan.folds.count, plan.folds.by_source],
+        "start": [str(plan.start.weights), str(plan.start.run_weights)],
+        "samples": [[sample.name, sample.label, sample.patient] for sample in samples],
     }
     text = json.dumps(started, sort_keys=True)
-    if part.exists() and not (
-        (part / "started.json").is_file() and (part / "started.json").read_text() == text
-    ):
-        raise DataError(f"{part}: left by another run; remove it or name another folder")
+    if part.exists():
+        if not resume:
+            raise DataError(f"{part}: a run was begun there; add --resume to go on with it, or remove it")
+        if not (part / "started.json").is_file() or (part / "started.json").read_text() != text:
+            raise DataError(f"{part}: was begun with another recipe or data; name another folder")
     part.mkdir(parents=True, exist_ok=True)
     (part / "started.json").write_text(text)
     return part

@@ -19,8 +19,8 @@ def test_the_keras_network_computes_the_originals_logits(weights: dict[str, np.n
     """Ten logits of the PyTorch original (efficientnet_lite_pytorch 0.1.0) for the same noise."""
     import keras
 
-    network = networks.efficientnet_lite0(224, 2)
-    networks.load_imagenet(network, weights)
+    network = networks.build("efficientnet-lite0", 224, 2, 0.2)
+    networks.load_lite0(network, weights)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3)).astype(np.float32)
     features = keras.Model(network.input, network.get_layer(networks.FEATURES_LAYER).output)
     pooled = np.asarray(features.predict_on_batch((pixels - 127) / 128)).mean(axis=(1, 2))

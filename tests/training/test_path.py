@@ -35,12 +35,13 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.datasets import for_task, load_samples
     from training.fitting import Recipe
-    from training.runs import train
+    from training.folds import Folds
+    from training.runs import Plan, train
 
     task = load_task("lus-opacity")
     out = tmp_path_factory.mktemp("runs") / "run"
-    recipe = Recipe(size=96, epochs=6, frames_a_clip=6, batch=8, train_from="block9", learning_rate=1e-3)
-    train(for_task(load_samples(data_set), task), task, recipe, 2, out, "made in a test")
+    recipe = Recipe(size=96, epochs=6, frames_a_clip=6, batch=8, tune_from="block9_", learning_rate=1e-3)
+    train(for_task(load_samples(data_set), task), task, Plan(recipe, Folds(2), command="made in a test"), out)
     return out
 
 

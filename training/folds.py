@@ -1,0 +1,147 @@
+"""Cross-validation: every clip read by a network that saw neither its patient nor its small source.
+
+Folds are fitted one after another, in parallel processes, or on a Ray cluster whose machines reach the
+data under the same paths.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reader.bundle import Specification
+from training.datasets import DataError, Sample, Task, patient_folds
+from training.fitting import NetworkMaps, Recipe, Start, fit
+from training.views import ClipViews, gather_views, read_maps
+
+Float = NDArray[np.float32]
+Held = tuple[dict[int, Float], list[dict[str, Any]]]
+"""Class maps by place in the data set, and the fit's history."""
+
+
+@dataclass(frozen=True)
+class Folds:
+    """``by_source``: whole sources are held out. ``only``: fit so many of the folds, where the machine is
+    too small for all; the rest of the clips then get no figure. ``processes``: folds fitted at a time.
+    ``ray``: a cluster's address; ``local`` starts one on this machine."""
+
+    count: int
+    by_source: bool = False
+    only: int | None = None
+    processes: int = 1
+    ray: str | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that another process needs to fit a fold."""
+
+    samples: tuple[Sample, ...]
+    held: tuple[int, ...]
+    task: Task
+    recipe: Recipe
+    start: Start
+    reads: Specification
+    rate: float
+    folder: Path
+    name: str
+
+
+def cross_validate(
+    clips: Sequence[ClipViews],
+    task: Task,
+    recipe: Recipe,
+    folds: Folds,
+    start: Start,
+    known: Collection[str],
+    reads: Specification,
+    rate: float,
+    part: Path,
+) -> tuple[list[Float | None], list[dict[str, Any]]]:
+    """Class maps [frames, rows, columns, labels] of every clip, None where it was never held out.
+
+    Finished folds are kept in ``part`` and not fitted again. Raises DataError where a label has too few
+    patients, or Ray is asked for and not installed.
+    """
+    samples = tuple(clip.sample for clip in clips)
+    split = patient_folds(samples, folds.count, recipe.seed, folds.by_source, known)[: folds.only]
+    maps: list[Float | None] = [None] * len(clips)
+    history: list[dict[str, Any]] = []
+    saved = [part / "folds" / f"{fold}.npz" for fold in range(len(split))]
+    jobs = {
+        fold: _Job(
+            samples, tuple(held), task, recipe, start, reads, rate,
+            part / "fits" / f"fold{fold + 1}", f"fold {fold + 1} of {folds.count}",
+        )
+        for fold, held in enumerate(split)
+        if not saved[fold].exists()
+    }  # fmt: skip
+    (part / "folds").mkdir(exist_ok=True)
+    for fold, held in _results(jobs, clips, folds):
+        _save(saved[fold], *held)
+    for path in saved:
+        found, rows = _load(path)
+        history += rows
+        for place, of in found.items():
+            maps[place] = of
+    return maps, history
+
+
+def _results(jobs: dict[int, _Job], clips: Sequence[ClipViews], folds: Folds) -> Iterator[tuple[int, Held]]:
+    if folds.ray is not None:
+        yield from _on_ray(jobs, folds.ray)
+    elif folds.processes > 1:
+        # Spawned: a forked process would inherit the backend's threads and hang.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(folds.processes, mp_context=spawn) as pool:
+            waiting = {pool.submit(_fit_apart, job): fold for fold, job in jobs.items()}
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+    else:
+        for fold, job in jobs.items():
+            yield fold, _fit_fold(job, clips)
+
+
+def _on_ray(jobs: dict[int, _Job], address: str) -> Iterator[tuple[int, Held]]:
+    try:
+        import ray
+    except ImportError:
+        raise DataError("--ray: Ray is not installed: pip install 'sonoglance[ray]'") from None
+    ray.init(address=None if address == "local" else address)
+    remote = ray.remote(_fit_apart)
+    waiting = {remote.remote(job): fold for fold, job in jobs.items()}
+    while waiting:
+        (done, *_), _ = ray.wait(list(waiting))
+        yield waiting.pop(done), ray.get(done)
+
+
+def _fit_apart(job: _Job) -> Held:
+    return _fit_fold(job, gather_views(job.samples, job.reads, job.rate))
+
+
+def _fit_fold(job: _Job, clips: Sequence[ClipViews]) -> Held:
+    away = set(job.held)
+    fitting = [clip for place, clip in enumerate(clips) if place not in away]
+    fitted = fit(fitting, job.task, job.recipe, job.start, job.folder, job.name)
+    reading = NetworkMaps(fitted.network)
+    return {place: read_maps(clips[place], reading) for place in job.held}, fitted.history
+
+
+def _save(path: Path, maps: dict[int, Float], history: list[dict[str, Any]]) -> None:
+    part = path.with_suffix(".part.npz")
+    np.savez(part, history=np.array(json.dumps(history)), **{str(k): v for k, v in maps.items()})  # type: ignore[arg-type]
+    part.rename(path)
+
+
+def _load(path: Path) -> Held:
+    with np.load(path) as saved:
+        maps = {int(name): saved[name] for name in saved.files if name != "history"}
+        return maps, json.loads(str(saved["history"]))

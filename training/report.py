@@ -1,0 +1,636 @@
+"""An evaluation as one page that opens anywhere, and its worst mistakes as pictures beside it.
+
+``report.html`` holds figures and plots only and can be published. ``pictures`` shows what is inside
+the beam of real patients and stays with the data.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
+from tqdm import tqdm
+
+from reader.bundle import Specification
+from reader.preprocess import Preprocessor
+from reader.verdict import worst_moment
+from training.evaluation import Evaluated, Prediction, Scores, clip_scores, frame_scores, patient_scores
+from training.metrics import SMALLEST_PROBABILITY
+from training.views import ClassMaps, look_through, read_maps, readings
+
+Image = NDArray[np.uint8]
+
+BLUE, VERMILLION, GREEN, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
+"""Told apart by everybody (Okabe and Ito 2008, jfly.uni-koeln.de/color)."""
+LEVELS = (("clip", "-", BLUE), ("frame", ":", ORANGE), ("patient", "--", GREEN))
+DOTS_PER_INCH = 144
+WORST = 24
+"""Mistakes that are shown as pictures."""
+HEAT = (0, 94, 213)
+"""Vermillion in OpenCV's order of colours."""
+HEAT_STRENGTH = 0.6
+NOT_KNOWN = "not known"
+NO_LABEL = "no label"
+NO_INTERVAL = "†"
+NAMES = {
+    "roc_auc": "ROC AUC",
+    "pr_auc": "PR AUC (average precision)",
+    "loss": "Loss (log loss)",
+    "calibration_error": "Calibration error (ECE)",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "f1": "F1",
+}
+STYLE = """
+:root { --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --tint: #f3f6f9; --blue: #0072b2; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; margin: 0 auto;
+  max-width: 62rem; padding: 2rem 1.5rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
+h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: 1rem; border-top: 3px solid var(--blue); }
+h3 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
+p, ul { max-width: 46rem; } li { margin: .2rem 0; }
+.lead, .note { color: var(--soft); } .note { font-size: .88rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem;
+  margin: 1rem 0; }
+.tile { background: var(--tint); border-radius: 6px; padding: .75rem 1rem; }
+.tile b { display: block; font-size: 1.6rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.tile span { display: block; color: var(--soft); font-size: .85rem; }
+.beware { border-left: 5px solid #d55e00; background: #fdf3ec; padding: .6rem 1rem; margin: 1rem 0; }
+.beware p { margin: .25rem 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); font-size: .88rem; padding-bottom: .4rem; }
+th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+thead th { border-bottom: 2px solid var(--ink); } tbody th { font-weight: 500; }
+td { overflow-wrap: anywhere; }
+img { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
+@media print { body { max-width: none; padding: 0; font-size: 11pt; }
+  h2, h3 { break-after: avoid; } img, tr, .tile, .beware { break-inside: avoid; } }
+"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a report is made of. ``facts``: what model and command it was. ``history``: losses an
+    epoch and fold, where the model is a run."""
+
+    title: str
+    reads: Specification
+    parts: Sequence[Evaluated]
+    facts: dict[str, str]
+    limits: Sequence[str]
+    history: Sequence[dict[str, Any]] = field(default=())
+
+
+def render(evaluation: Evaluation) -> str:
+    """The whole page: HTML with its plots inside, reaching for nothing outside itself."""
+    first = evaluation.parts[0]
+    title = f"Evaluation: {evaluation.title}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="lead">{escape(_lead(first, evaluation.reads))}</p>',
+        _beware(evaluation.parts),
+        *(_section(part, evaluation.reads, part is not first) for part in evaluation.parts),
+        _training(evaluation.history) if evaluation.history else "",
+        _not_shown(evaluation),
+        _computed(first.figures, evaluation.reads),
+        _provenance(evaluation),
+    ]
+    return _page(title, body)
+
+
+def _page(title: str, body: Iterable[str], images: str = "data:") -> str:
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta http-equiv="Content-Security-Policy" '
+            f"content=\"default-src 'none'; img-src {images}; style-src 'unsafe-inline'\">",
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
+            *body,
+            "</body></html>\n",
+        ]
+    )
+
+
+def _lead(part: Evaluated, reads: Specification) -> str:
+    figures, clips = part.figures, part.figures["all"]
+    others = ", ".join(label for label in reads.labels if label != reads.negative)
+    return (
+        f"{figures['samples']} clips and stills of {_patients(figures)} from {part.name}: "
+        f"{clips['positive']} {others}, {clips['negative']} {reads.negative}, "
+        f"{figures['without_reading']} without a reading. Positive means {others}."
+    )
+
+
+def _patients(figures: dict[str, Any]) -> str:
+    unknown = figures["patients_unknown"]
+    if unknown == figures["samples"]:
+        return "unknown patients"
+    known = figures["patients"] - bool(unknown)
+    return f"{known} patients" + (f" (and {unknown} of unknown patients)" if unknown else "")
+
+
+def _beware(parts: Sequence[Evaluated]) -> str:
+    lines = []
+    for part in parts:
+        seen, unknown = part.figures["patients_trained_on"], part.figures["patients_unknown"]
+        if seen:
+            lines.append(
+                f"{part.name}: the network was trained on {seen} of these patients. Figures that "
+                "include them say how well it remembers, not how well it reads new patients."
+            )
+        if unknown:
+            lines.append(
+                f"{part.name}: {unknown} samples name no patient. Each counts as a patient of its own, "
+                "so the intervals are too narrow, and nobody can say whether they were trained on."
+            )
+    return f'<div class="beware">{_paragraphs(lines)}</div>' if lines else ""
+
+
+def _section(part: Evaluated, reads: Specification, external: bool) -> str:
+    figures = part.figures
+    read = [item for item in part.predictions if item.p is not None]
+    heading = f"External data: {part.name}" if external else f"Results: {part.name}"
+    blocks = [f"<h2>{escape(heading)}</h2>"]
+    if external:
+        blocks.append(f'<p class="lead">{escape(_lead(part, reads))}</p>')
+    blocks += [_tiles(figures), _levels(figures), _state_table(figures, reads)]
+    blocks.append(_image(_confusions(part, reads), "Confusion matrices, the counts in the table above"))
+    if "roc_auc" in figures["all"]:
+        clips = clip_scores(read, reads)
+        levels = {"clip": clips, "frame": frame_scores(read, reads), "patient": patient_scores(read, reads)}
+        blocks += [
+            "<h3>Telling apart</h3>",
+            _image(_curves(levels, figures), "ROC and precision-recall curves by frame, clip and patient"),
+            _image(_histogram(clips, reads), "Clip scores by label, with threshold and abstain band"),
+            _operating_points(figures["operating_points"]),
+            "<h3>Calibration</h3>",
+            _image(_reliability(figures), "Reliability diagram of clip scores"),
+            _abstaining(figures),
+        ]
+    if "labels" in figures:
+        blocks.append(_labels(figures["labels"]))
+    return "\n".join([*blocks, _subgroups(figures["subgroups"])])
+
+
+def _tiles(figures: dict[str, Any]) -> str:
+    clips = figures["all"]
+    forced = clips.get("forced", {})
+    shown = (
+        ("ROC AUC, clips", clips.get("roc_auc")),
+        ("Sensitivity, all decided", forced.get("sensitivity")),
+        ("Specificity, all decided", forced.get("specificity")),
+        ("Balanced accuracy", forced.get("balanced_accuracy")),
+        ("Calibration error", clips.get("calibration_error")),
+        ("Abstained", clips.get("abstained")),
+    )
+    tiles = "".join(
+        f'<div class="tile"><span>{name}</span><b>{of["value"]:.3f}</b><span>{_range(of)}</span></div>'
+        for name, of in shown
+        if of is not None
+    )
+    note = f'<p class="note">{escape(clips["note"])}</p>' if "note" in clips else ""
+    return f'<div class="tiles">{tiles}</div>{note}'
+
+
+def _levels(figures: dict[str, Any]) -> str:
+    columns: dict[str, dict[str, Any]] = {"By clip": figures["all"]}
+    if "without_grade_1" in figures:
+        columns["By clip, without grade 1"] = figures["without_grade_1"]
+    columns |= {"By frame": figures["frame"], "By patient": figures["patient"]}
+    rows = [["Positive / negative", *(f"{of['positive']} / {of['negative']}" for of in columns.values())]]
+    for key, name in NAMES.items():
+        cells = [of.get(key) or of.get("forced", {}).get(key) for of in columns.values()]
+        if any(cells):
+            rows.append([name, *map(_figure, cells)])
+    caption = f"Everything decided at the frozen threshold {figures['threshold']:g}; 95 % intervals"
+    return _table(["", *columns], rows, caption)
+
+
+def _state_table(figures: dict[str, Any], reads: Specification) -> str:
+    rows = []
+    for state, count in figures["states"].items():
+        meaning = (
+            "a label" if state in reads.labels else "abstained" if state == "uncertain" else "no reading"
+        )
+        rows.append([state, meaning, str(count), f"{count / figures['samples']:.1%}"])
+    table = _table(["State", "Meaning", "Clips", "Share"], rows, "What the reader said")
+    wrong = figures.get("without_reading_as_wrong")
+    if not wrong:
+        return table
+    counted = ", ".join(f"{name} {_figure(of)}" for name, of in wrong.items())
+    return f'{table}<p class="note">Every clip without a reading counted as an error: {escape(counted)}.</p>'
+
+
+def _operating_points(points: dict[str, Any]) -> str:
+    names = {
+        "frozen": "Frozen threshold",
+        "sensitivity_90": "At 90 % sensitivity (found on this data)",
+        "sensitivity_95": "At 95 % sensitivity (found on this data)",
+    }
+    keys = ("threshold", "sensitivity", "specificity", "ppv", "npv")
+    rows = [[name, *(_figure(points[key].get(of)) for of in keys)] for key, name in names.items()]
+    head = ["Operating point", "Threshold", *(NAMES[key] for key in keys[1:])]
+    table = _table(head, rows, "PPV and NPV hold for this data's share of positives only")
+    return f'<h3>Operating points</h3>{table}<p class="note">{escape(_sentence(points["note"]))}</p>'
+
+
+def _abstaining(figures: dict[str, Any]) -> str:
+    of, shown = figures["abstaining"], figures["all"]["as_shown"]
+    rows = [
+        ["Share abstained", _figure(of.get("abstained"))],
+        ["Error when all are decided", _figure(of.get("forced_error"))],
+        ["Error on the rest", _figure(of.get("error_on_rest"))],
+        ["Error on the rest / error when all are decided", _figure(of.get("error_ratio"))],
+        *([f"{name} on the rest", _figure(shown[key])] for key, name in NAMES.items() if key in shown),
+    ]
+    return (
+        "<h3>Abstaining</h3>"
+        + _image(_risk_coverage(figures), "Error on the decided clips against the share that is decided")
+        + _table(["Figure", "Value"], rows, "The rest: clips that were given a label, as at the bedside")
+    )
+
+
+def _labels(of: dict[str, Any]) -> str:
+    overall = [
+        [name, _figure(of.get(key))]
+        for key, name in (
+            ("accuracy", "Accuracy"),
+            ("balanced_accuracy", "Balanced accuracy (macro)"),
+            ("kappa", "Kappa, quadratic weights"),
+            ("loss", "Loss (log loss)"),
+        )
+    ]
+    rows = [
+        [label, str(part["samples"]), _figure(part.get("sensitivity")), _figure(part.get("roc_auc"))]
+        for label, part in of["by_label"].items()
+    ]
+    note = "Kappa's weights take the labels in the task's order; where that is no order, pass it over"
+    return (
+        "<h3>All labels</h3>"
+        + _table(["Figure", "Value"], overall, note)
+        + _table(["Label", "Clips", "Sensitivity", "AUC against the rest"], rows, "By label")
+    )
+
+
+def _subgroups(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    told = [row for row in rows if "forced" in row]
+    few = [row for row in rows if "forced" not in row]
+    cells = [
+        [
+            f"{row['column']}: {row['value'] or NOT_KNOWN}",
+            str(row["patients"]),
+            f"{row['positive']} / {row['negative']}",
+            *(_figure(row.get(key) or row["forced"].get(key)) for key in _SUBGROUP_FIGURES),
+        ]
+        for row in told
+    ]
+    head = ["Subgroup", "Patients", "Positive / negative", *(NAMES[key] for key in _SUBGROUP_FIGURES)]
+    note = ""
+    if few:
+        clips = sum(row["samples"] for row in few)
+        note = (
+            f'<p class="note">Too few clips for figures: {len(few)} more values, {clips} clips in all; '
+            "metrics.json counts them.</p>"
+        )
+    caption = "Clips, all decided at the frozen threshold. Many looks: some rows differ by chance"
+    return f"<h3>Subgroups</h3>{_table(head, cells, caption) if cells else ''}{note}"
+
+
+_SUBGROUP_FIGURES = ("roc_auc", "sensitivity", "specificity", "calibration_error")
+
+
+def _training(history: Sequence[dict[str, Any]]) -> str:
+    return "<h2>Training</h2>" + _image(_losses(history), "Loss by epoch and fold")
+
+
+def _not_shown(evaluation: Evaluation) -> str:
+    lines = [
+        "The labels are taken as the truth. Where experts disagree, so would the figures.",
+        "It is a reading of stored clips, not a trial: nobody's care was changed by it.",
+        "Patients are recognized by their identifier only: the same patient under another name would "
+        "not be noticed, neither here nor among those trained on.",
+        "Patients, machines and sites other than these may read differently.",
+    ]
+    for part in evaluation.parts:
+        if left_out := part.figures["left_out"]:
+            counts = ", ".join(f"{label or NO_LABEL} ({count})" for label, count in left_out.items())
+            lines.append(f"{part.name}: samples of labels that the task leaves out were not read: {counts}.")
+        if unread := part.figures["without_reading"]:
+            lines.append(f"{part.name}: {unread} clips without a reading are outside the main figures.")
+    items = "".join(f"<li>{escape(line)}</li>" for line in [*lines, *evaluation.limits])
+    return f"<h2>What this does not show</h2><ul>{items}</ul>"
+
+
+def _computed(figures: dict[str, Any], reads: Specification) -> str:
+    lines = [
+        f"Intervals: {figures['interval']}. A patient's clips are drawn together. {NO_INTERVAL}: no "
+        "resample differed, so there is no interval; with no error in n patients, up to "
+        "1 - 0.05^(1/n) of such patients may still be misread (95 %).",
+        "Clip: the largest windowed score in it, and the state at that moment, as at the bedside: "
+        f"window {reads.verdict.window:g} s, {reads.negative} below {reads.verdict.normal_below:g}, "
+        f"another label from {reads.verdict.abnormal_from:g}, cannot tell between.",
+        f"Frame: {_sentence(figures['frame']['note'])}",
+        f"Patient: {_sentence(figures['patient']['note'])}",
+        f"Loss: mean -log of the truth's probability, clipped at {SMALLEST_PROBABILITY:g}. Calibration "
+        f"error: {figures['calibration_bins']}, mean gap weighted by readings. PR AUC: average precision.",
+    ]
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<h2>How it was computed</h2><ul>{items}</ul>"
+
+
+def _provenance(evaluation: Evaluation) -> str:
+    rows = [[key, value] for key, value in evaluation.facts.items()]
+    for part in evaluation.parts:
+        rows += [[f"{part.name}: {key}", value] for key, value in part.facts.items()]
+    return f"<h2>What was evaluated</h2>{_table(['', ''], rows, '')}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) if any(head) else ""
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    name = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="wide"><table>{name}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _paragraphs(lines: Iterable[str]) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _figure(of: dict[str, float] | None) -> str:
+    if of is None:
+        return "-"
+    return f"{of['value']:.3f}" + (f" {_range(of)}" if "low" in of else "")
+
+
+def _range(of: dict[str, float]) -> str:
+    return NO_INTERVAL if of["low"] == of["high"] else f"({of['low']:.3f} to {of['high']:.3f})"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _image(figure: Figure, alt: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    width = round(figure.get_figwidth() * 96)
+    return f'<img alt="{escape(alt)}" width="{width}" src="data:image/png;base64,{data}">'
+
+
+def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=9)
+    return figure, axes
+
+
+def _confusions(part: Evaluated, reads: Specification) -> Figure:
+    states = [*reads.labels, *(state for state in part.figures["states"] if state not in reads.labels)]
+    said = Counter((item.sample.label, item.state) for item in part.predictions)
+    shown = np.array([[said[label, state] for state in states] for label in reads.labels])
+    figure, axes = _axes(9.6, 1.6 + 0.75 * len(reads.labels), 2)
+    _matrix(axes[0], _forced_matrix(part, reads), reads.labels, reads.labels, "All decided at the threshold")
+    _matrix(axes[1], shown, reads.labels, states, "As shown at the bedside")
+    return figure
+
+
+def _forced_matrix(part: Evaluated, reads: Specification) -> NDArray[np.int_]:
+    if "labels" in part.figures:
+        return np.array(part.figures["labels"]["confusion"])
+    negative = reads.labels.index(reads.negative)
+    matrix = np.zeros((len(reads.labels), len(reads.labels)), int)
+    for item in part.predictions:
+        if item.p is not None:
+            others = np.where(np.arange(len(item.p)) == negative, -1, item.p)
+            positive = 1 - float(item.p[negative]) >= reads.verdict.threshold
+            matrix[reads.labels.index(item.sample.label), others.argmax() if positive else negative] += 1
+    return matrix
+
+
+def _matrix(
+    ax: Axes, counts: NDArray[np.int_], rows: Sequence[str], columns: Sequence[str], title: str
+) -> None:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (i, j), count in np.ndenumerate(counts):
+        text = f"{count}\n{shares[i, j]:.0%}"
+        ax.text(j, i, text, ha="center", va="center", color="white" if shares[i, j] > 0.55 else "black")
+    ax.set_xticks(range(len(columns)), [_plain(name) for name in columns])
+    ax.set_yticks(range(len(rows)), [_plain(name) for name in rows])
+    ax.set(xlabel="said", ylabel="label")
+    ax.set_title(title, fontsize=11, loc="left")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+
+
+def _plain(text: str) -> str:
+    """Text as matplotlib draws it as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def _curves(levels: dict[str, Scores], figures: dict[str, Any]) -> Figure:
+    figure, (roc, pr) = _axes(9.6, 4.6, 2)
+    for name, line, colour in LEVELS:
+        of = figures["all" if name == "clip" else name]
+        if "roc_auc" not in of:
+            continue
+        scores = levels[name]
+        fpr, tpr, _ = roc_curve(scores.truth, scores.score)
+        roc.plot(fpr, tpr, line, color=colour, label=f"{name}: AUC {of['roc_auc']['value']:.3f}")
+        precision, recall, _ = precision_recall_curve(scores.truth, scores.score, drop_intermediate=True)
+        label = f"{name}: AP {of['pr_auc']['value']:.3f}"
+        pr.step(recall, precision, line, where="post", color=colour, label=label)
+    forced = figures["all"]["forced"]
+    sensitivity = forced["sensitivity"]["value"]
+    name = "clip, frozen threshold"
+    roc.plot(1 - forced["specificity"]["value"], sensitivity, "o", ms=8, color=BLUE, label=name)
+    if "ppv" in forced:
+        pr.plot(sensitivity, forced["ppv"]["value"], "o", ms=8, color=BLUE, label=name)
+    roc.plot([0, 1], [0, 1], color="0.7", lw=1)
+    pr.axhline(levels["clip"].truth.mean(), color="0.7", lw=1)
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity")
+    roc.set_title("ROC", fontsize=11, loc="left")
+    pr.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)")
+    pr.set_title("Precision and recall (grey: share of positive clips)", fontsize=11, loc="left")
+    for ax in (roc, pr):
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        ax.legend(frameon=False, fontsize=9, loc="lower right" if ax is roc else "lower left")
+    return figure
+
+
+def _histogram(clips: Scores, reads: Specification) -> Figure:
+    figure, (ax,) = _axes(9.6, 2.9)
+    rule, bins = reads.verdict, [i / 25 for i in range(26)]
+    kinds = (
+        (reads.negative, ~clips.truth, SKY, ""),
+        ("another label", clips.truth, VERMILLION, "//"),
+    )
+    for name, of, colour, hatch in kinds:
+        ax.hist(
+            clips.score[of],
+            bins=bins,
+            alpha=0.6,
+            color=colour,
+            edgecolor="white",
+            hatch=hatch,
+            label=_plain(f"{name} ({int(of.sum())})"),
+        )
+    ax.axvspan(rule.normal_below, rule.abnormal_from, color="0.85", zorder=0, label="abstain band")
+    ax.axvline(rule.threshold, color="black", lw=1, label=f"threshold {rule.threshold:g}")
+    ax.set(xlabel=_plain(f"clip score: probability of a label other than {reads.negative}"), ylabel="clips")
+    ax.set_title("Clip scores", fontsize=11, loc="left")
+    ax.legend(frameon=False, fontsize=9, ncols=2)
+    return figure
+
+
+def _reliability(figures: dict[str, Any]) -> Figure:
+    figure, (ax, counts) = _axes(9.6, 4.0, 2)
+    bins = figures["reliability"]
+    said, true = [of["probability"] for of in bins], [of["positive"] for of in bins]
+    ax.plot([0, 1], [0, 1], color="0.7", lw=1)
+    ax.plot(said, true, "o-", color=BLUE)
+    ax.set(xlabel="mean score of the bin", ylabel="share that is positive", xlim=(0, 1), ylim=(-0.02, 1.02))
+    error = figures["all"]["calibration_error"]["value"]
+    ax.set_title(f"Reliability (calibration error {error:.3f})", fontsize=11, loc="left")
+    counts.bar(said, [of["readings"] for of in bins], width=0.05, color=BLUE)
+    counts.set(xlabel="mean score of the bin", ylabel="clips", xlim=(0, 1))
+    counts.set_title("Clips in each bin", fontsize=11, loc="left")
+    return figure
+
+
+def _risk_coverage(figures: dict[str, Any]) -> Figure:
+    figure, (ax,) = _axes(6.4, 3.6)
+    of = figures["abstaining"]
+    ax.step([p["coverage"] for p in of["curve"]], [p["error"] for p in of["curve"]], where="post", color=BLUE)
+    ax.plot(1, of["forced_error"]["value"], "s", color=VERMILLION, label="all decided", clip_on=False)
+    if "error_on_rest" in of:
+        rest = 1 - of["abstained"]["value"], of["error_on_rest"]["value"]
+        ax.plot(*rest, "o", color=GREEN, label="as shown (rule of the bundle)", clip_on=False)
+    ax.set(xlabel="share decided (coverage)", ylabel="error among them", xlim=(0, 1))
+    ax.set_ylim(bottom=0)
+    ax.set_title("Error as the demanded |score - threshold| rises", fontsize=11, loc="left")
+    ax.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _losses(history: Sequence[dict[str, Any]]) -> Figure:
+    figure, (ax,) = _axes(9.6, 3.8)
+    colours = (BLUE, VERMILLION, GREEN, ORANGE, SKY, "#CC79A7", "#000000")
+    for i, fold in enumerate(dict.fromkeys(str(of["fold"]) for of in history)):
+        epochs = [of for of in history if str(of["fold"]) == fold]
+        colour = colours[i % len(colours)]
+        at = [of["epoch"] for of in epochs]
+        ax.plot(at, [of["loss"] for of in epochs], ".-", color=colour, label=_plain(fold))
+        held = [of for of in epochs if of.get("validation_loss") is not None]
+        if held:
+            losses = [of["validation_loss"] for of in held]
+            label = _plain(f"{fold}, held out")
+            ax.plot([of["epoch"] for of in held], losses, ".--", color=colour, label=label)
+    ax.set(xlabel="epoch", ylabel="loss")
+    ax.set_ylim(bottom=0)
+    ax.set_title("Loss (dashed: held out)", fontsize=11, loc="left")
+    ax.legend(frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
+def worst_mistakes(predictions: Sequence[Prediction], reads: Specification) -> list[Prediction]:
+    """Clips on the wrong side of the threshold, farthest from it first, WORST at most."""
+    read = [item for item in predictions if item.p is not None]
+    clips = clip_scores(read, reads)
+    apart = np.abs(clips.score - reads.verdict.threshold)
+    wrong = np.flatnonzero((clips.score >= reads.verdict.threshold) != clips.truth)
+    return [read[i] for i in wrong[np.argsort(-apart[wrong], kind="stable")][:WORST]]
+
+
+def write_pictures(
+    folder: Path,
+    mistakes: Sequence[Prediction],
+    reads: Specification,
+    class_maps: ClassMaps,
+    rate: float | None,
+) -> None:
+    """Each mistake at its largest score as ``<rank>.png``, and a page that lists them.
+
+    Left the input as the network saw it, right the same under its class map. Nothing outside the
+    beam is drawn. Raises ClipError where a file can no longer be read.
+    """
+    folder.mkdir()
+    negative = reads.labels.index(reads.negative)
+    rows = []
+    for rank, item in enumerate(tqdm(mistakes, desc="drawing", unit="clip", disable=None), 1):
+        assert item.p is not None
+        name = f"{rank:02}.png"
+        cv2.imwrite(str(folder / name), _worst_picture(item, reads, class_maps, rate))
+        said = f"{rank}. {item.sample.label}, scored {1 - float(item.p[negative]):.3f}, shown {item.state}"
+        rows.append(f'<h3>{escape(said)}</h3><p class="note">{escape(item.sample.name)}</p>')
+        rows.append(f'<img src="{name}" alt="{escape(said)}" width="{4 * reads.size}">')
+    body = [
+        "<h1>The worst mistakes</h1>",
+        '<div class="beware"><p>These are pictures of patients: keep them with the data, and do not '
+        "publish them.</p></div>",
+        f"<p>Decided wrongly at the threshold {reads.verdict.threshold:g}, farthest from it first, at the "
+        "moment of each clip's largest score. Right: the class map, stronger where the network sees "
+        f"another label than {escape(reads.negative)}.</p>",
+        *(rows or ["<p>None was decided wrongly.</p>"]),
+    ]
+    (folder / "index.html").write_text(_page("The worst mistakes", body, "'self'"), encoding="utf-8")
+
+
+def _worst_picture(
+    item: Prediction, reads: Specification, class_maps: ClassMaps, rate: float | None
+) -> Image:
+    clip = look_through(item.sample, reads, rate)
+    read = readings(clip, reads, read_maps(clip, class_maps))
+    verdicts = [reading.verdict for reading in read if reading.verdict is not None]
+    worst = worst_moment(verdicts, reads.labels, reads.negative)
+    at = next(i for i, reading in enumerate(read) if reading.verdict is worst)
+    view, heat = clip.views[at], read[at].class_map
+    assert view.pixels is not None
+    assert view.beam is not None
+    assert heat is not None
+    now = view.pixels[:, :, int(np.argmax(reads.channels))]
+    return overlaid(now, heat, Preprocessor(view.beam, reads.size).mask)
+
+
+def overlaid(pixels: Image, heat: NDArray[np.float32], mask: Image) -> Image:
+    """An input beside itself under its class map: BGR uint8 [size, 2 size, 3].
+
+    ``pixels``, ``mask`` uint8 [size, size]; ``heat`` [rows, columns], 0 to 1. Black outside the mask.
+    """
+    inside = np.where(mask > 0, pixels, 0)[:, :, None].repeat(3, axis=2)
+    smooth = cv2.resize(heat, pixels.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    strength = HEAT_STRENGTH * np.where(mask > 0, smooth, 0)[:, :, None]
+    hot = inside * (1 - strength) + np.array(HEAT) * strength
+    return np.hstack([inside, hot.round().astype(np.uint8)])
