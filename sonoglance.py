@@ -11,11 +11,17 @@ COMMANDS = {
     "demo": ("device.commands", "the bedside reader on the built-in phantom"),
     "bundle": ("device.commands", "show or verify a model bundle"),
     "bench": ("device.commands", "measure how fast a bundle reads on this machine"),
+    "data": ("training.data_commands", "check a data set: counts, duplicates, leaks, confounds"),
     "train": ("training.commands", "train a network on a data set"),
     "evaluate": ("training.commands", "read a data set with a bundle or run and score it"),
+    "compare": ("convert.commands", "compare networks on a data set, or a new run with an old one"),
     "convert": ("convert.commands", "turn a training run into an int8 bundle"),
 }
-EXTRAS = {"training.commands": "train", "convert.commands": "convert"}
+EXTRAS = {
+    "training.commands": "train",
+    "training.data_commands": "train",
+    "convert.commands": "convert",
+}
 
 
 def usage() -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.card import CARD, card
 from convert.tflite import CONVERTER, class_maps, to_int8
 from reader.bundle import GOLDEN, MANIFEST, MODEL, SCHEMA, Manifest, Specification, write_bundle
 from reader.clips import Frame
@@ -24,22 +24,15 @@ from training.runs import Run
 
 Image = NDArray[np.uint8]
 
+PROVENANCE = (
+    "command", "made", "task", "recipe", "folds", "sensitivity_aimed_at", "backend", "data", "confounds",
+)  # fmt: skip
 XNNPACK_TOLERANCE = 1
 """Steps of the int8 map by which XNNPACK may differ between processors: on one network in five,
 0.02 % of values differed by one between x86-64 and ARM."""
 BUILTIN_MARGIN = 2
 """Steps allowed beyond what TFLite's own kernels differed by when the bundle was made: they do not
 match between processors."""
-INTENDED_USE = (
-    "Research on reading lung ultrasound (normal or opacity) beside a clinician's own reading. "
-    "Not a medical device; not for diagnosis, triage or treatment."
-)
-NO_LUNG_TEST = "It does not notice that a picture within a fan is not lung."
-CITATIONS = {
-    "blues": "COVID-BLUES: Wiedemann 2025, doi 10.1109/JBHI.2025.3543686",
-    "pocus": "POCUS: Born 2021, doi 10.3390/app11020672",
-}
-"""Public data sets by the beginning of their sources' names."""
 
 
 def make_bundle(run: Run, out: Path, version: str) -> Manifest:
@@ -55,7 +48,7 @@ def make_bundle(run: Run, out: Path, version: str) -> Manifest:
         MANIFEST: manifest.to_json().encode("utf-8"),
         MODEL: model,
         GOLDEN: golden,
-        "card.md": card(manifest, worst).encode("utf-8"),
+        CARD: card(manifest, worst).encode("utf-8"),
     }
     part = out.with_name(out.name + ".part")
     write_bundle(part, files)
@@ -73,17 +66,13 @@ def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
         title=run.task.title,
         reads=run.reads,
         provenance={
-            **{key: record[key] for key in ("command", "made", "recipe", "backend", "data")},
+            **{key: record[key] for key in PROVENANCE},
             "phantom_frames_in_training": 0,
             "converter": CONVERTER,
         },
         figures={"float": record["figures"], "int8": agreement},
-        intended_use=INTENDED_USE,
-        limits=(
-            f"Trained on {len(record['data']['patients'])} patients.",
-            *run.task.limits,
-            NO_LUNG_TEST,
-        ),
+        intended_use=run.task.intended_use,
+        limits=(f"Trained on {len(run.patients)} patients.", *run.task.limits),
         licences={
             "code": "Apache-2.0",
             "weights": f"{_terms(record['data']['licences'])}; "
@@ -158,74 +147,3 @@ def golden_inputs(reads: Specification) -> Image:
         if view.pixels is not None and sequence % 6 == 5:
             inputs.append(view.pixels)
     return np.stack(inputs)
-
-
-def card(manifest: Manifest, builtin_steps: int) -> str:
-    """The model card, from the manifest alone."""
-    reads, data = manifest.reads, manifest.provenance["data"]
-    figures = manifest.figures["float"]
-    lines = [
-        f"# {manifest.title}",
-        "",
-        f"`{manifest.name}` {manifest.version}. **{manifest.intended_use}**",
-        "",
-        "## Limits",
-        *(f"- {limit}" for limit in manifest.limits),
-        "",
-        "## Data",
-        f"{data['samples']} clips and stills of {len(data['patients'])} patients: "
-        + ", ".join(f"{count} {label}" for label, count in data["labels"].items())
-        + ".",
-        "Sources: " + ", ".join(f"{name} ({n})" for name, n in data["sources"].items()) + ".",
-        "Licences: " + "; ".join(data["licences"]) + ".",
-        f"Weights: {manifest.licences['weights']}.",
-        "No phantom frame was trained on.",
-        *(
-            f"{citation}."
-            for name, citation in CITATIONS.items()
-            if any(source.startswith(name) for source in data["sources"])
-        ),
-        "",
-        "## Figures",
-        f"Float network: {figures.get('how', 'none, nothing was held out')}.",
-        "The shipped network was then fitted on all of these patients; it inherits the figures.",
-        "",
-        "| clips | positive / negative | AUC (95 %) | sensitivity | specificity | abstained |",
-        "|---|---|---|---|---|---|",
-        *_figure_rows(figures),
-        "",
-        f"Int8 against float: {json.dumps(manifest.figures['int8'])}.",
-        f"TFLite's built-in kernels differ from XNNPACK by up to {builtin_steps} steps of the map.",
-        "",
-        "## Reading",
-        f"Window {reads.verdict.window:g} s; normal below {reads.verdict.normal_below:.3f}, opacity "
-        f"from {reads.verdict.abnormal_from:.3f}, cannot tell between; temperature "
-        f"{reads.temperature:g}.",
-        "",
-        f"Made by `{manifest.provenance['command']}` ({manifest.provenance['backend']}).",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _figure_rows(figures: dict[str, Any]) -> list[str]:
-    rows = []
-    for source, of in figures.items():
-        if not isinstance(of, dict):
-            continue
-        for name in ("all", "without_grade_1"):
-            part = of.get(name, {})
-            if "roc_auc" not in part:
-                continue
-            cells = [
-                f"{x['value']:.2f} ({x['low']:.2f}-{x['high']:.2f})"
-                for x in (
-                    part["roc_auc"],
-                    part["forced"]["sensitivity"],
-                    part["forced"]["specificity"],
-                    part["abstained"],
-                )
-            ]
-            title = f"{source}, {name.replace('_', ' ')}"
-            rows.append(f"| {title} | {part['positive']} / {part['negative']} | " + " | ".join(cells) + " |")
-    return rows

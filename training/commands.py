@@ -9,17 +9,14 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from reader.bundle import MODEL, Specification, load_bundle
 from training.datasets import (
     DataError,
     Sample,
@@ -31,7 +28,7 @@ from training.datasets import (
     patient_digest,
 )
 from training.evaluation import Evaluated, full_metrics, read_samples, write_json, write_predictions
-from training.views import ClassMaps
+from training.models import Model, open_model
 
 if TYPE_CHECKING:
     from training.folds import Folds
@@ -49,6 +46,9 @@ def train(arguments: list[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     for name in ("epochs", "head-epochs", "frames-a-clip", "batch", "patience", "seed"):
         parser.add_argument(f"--{name}", type=int, help="see training/fitting.py, Recipe")
+    parser.add_argument(
+        "--balance-sources", action="store_true", help="labels weigh alike within each source"
+    )
     add_fold_options(parser)
     options = parser.parse_args(arguments)
     if options.sensitivity is not None and not 0.5 <= options.sensitivity <= 0.99:
@@ -61,6 +61,8 @@ def train(arguments: list[str]) -> int:
     samples = training_samples(options.data, options.where, options.patient_pattern, task)
     changes = ("epochs", "head_epochs", "frames_a_clip", "batch", "patience", "seed")
     given = {k: getattr(options, k) for k in changes if getattr(options, k) is not None}
+    if options.balance_sources:
+        given["balance_sources"] = True
     known: frozenset[str] = frozenset()
     recipe, start = Recipe.of(options.network, **given), Start(options.weights)
     if options.earlier:
@@ -133,7 +135,7 @@ def evaluate(arguments: list[str]) -> int:
 
     if options.out.exists():
         raise DataError(f"{options.out}: exists already; name another folder or remove it")
-    model = _open_model(options.model)
+    model = open_model(options.model)
     sets = [_open_data(options.data, options.where, options.patient_pattern, model.task)]
     if options.external:
         sets.append(_open_data(options.external, [], options.patient_pattern, model.task))
@@ -173,6 +175,11 @@ def _data_options(parser: argparse.ArgumentParser, named: bool = False) -> None:
     else:
         parser.add_argument("data", type=Path, help="a data set's folder")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    add_row_options(parser)
+
+
+def add_row_options(parser: argparse.ArgumentParser) -> None:
+    """The options that choose rows of a data set and say who its patients are."""
     parser.add_argument(
         "--where", action="append", default=[], metavar="COLUMN=VALUE", help="or COLUMN!=VALUE"
     )
@@ -194,53 +201,6 @@ def _training_part(samples: list[Sample]) -> list[Sample]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Model:
-    """A bundle or run, opened. ``trained_on``: digests of patients. ``facts``: what it is, in words."""
-
-    reads: Specification
-    class_maps: ClassMaps
-    trained_on: set[str]
-    task: Task
-    limits: Sequence[str]
-    facts: dict[str, str]
-    history: Sequence[dict[str, Any]] = ()
-
-
-def _open_model(path: Path) -> _Model:
-    if (path / "run.json").is_file():
-        from training.fitting import NetworkMaps
-        from training.runs import WEIGHTS, load_run
-
-        run = load_run(path)
-        facts = _facts("training run, float network", (path / WEIGHTS).read_bytes(), run.record, run.patients)
-        limits = (run.task.intended_use, *run.task.limits)
-        maps, history = NetworkMaps(run.network()), run.record.get("history", ())
-        return _Model(run.reads, maps, run.patients, run.task, limits, facts, history)
-    bundle = load_bundle(path)
-    runner, manifest = bundle.runner(), bundle.manifest
-    data = manifest.provenance.get("data", {})
-    trained_on = {*data.get("patients", ()), *data.get("earlier_patients", ())}
-    kind = f"bundle {manifest.name} {manifest.version}, int8 network"
-    facts = _facts(kind, bundle.files[MODEL], manifest.provenance, trained_on)
-    limits = (manifest.intended_use, *manifest.limits)
-    task = load_task(manifest.task)
-
-    def class_maps(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.stack([runner.class_map(one) for one in pixels])
-
-    return _Model(manifest.reads, class_maps, trained_on, task, limits, facts)
-
-
-def _facts(kind: str, weights: bytes, record: Mapping[str, Any], trained_on: set[str]) -> dict[str, str]:
-    return {
-        "model": kind,
-        "model SHA-256": hashlib.sha256(weights).hexdigest(),
-        "trained on": f"{len(trained_on)} patients" if trained_on else "not known",
-        "trained by": f"{record.get('command', 'not known')}, {record.get('made', 'not known')}",
-    }
-
-
-@dataclasses.dataclass(frozen=True)
 class _DataSet:
     """A data set's samples for a task. ``left_out``: how many the task passes over, by label."""
 
@@ -255,12 +215,12 @@ def _open_data(folder: Path, where: Sequence[str], patient_pattern: str | None, 
     kept = for_task(samples, task)
     if not kept:
         raise DataError(f"{folder}: no sample has a label of task {task.name}: {', '.join(task.labels)}")
-    names = {sample.name for sample in kept}
-    left_out = Counter(str(getattr(s, task.column)) for s in samples if s.name not in names)
+    words = [str(getattr(sample, task.column)) for sample in samples]
+    left_out = Counter(word for word in words if task.synonyms.get(word, word) not in task.labels)
     return _DataSet(folder, where, kept, dict(left_out))
 
 
-def _evaluated(data: _DataSet, model: _Model, fps: float | None) -> Evaluated:
+def _evaluated(data: _DataSet, model: Model, fps: float | None) -> Evaluated:
     name = data.folder.resolve().name
     waiting = tqdm(data.samples, desc=f"reading {name}", unit="clip", dynamic_ncols=True, disable=None)
     predictions = list(read_samples(waiting, model.reads, model.class_maps, fps))
@@ -278,11 +238,10 @@ def _evaluated(data: _DataSet, model: _Model, fps: float | None) -> Evaluated:
     return Evaluated(name, predictions, figures, facts)
 
 
-def _known_patients(samples: Sequence[Sample], trained_on: set[str]) -> dict[str, Any]:
+def _known_patients(samples: Sequence[Sample], trained_on: set[str]) -> dict[str, int | None]:
+    seen = {s.patient for s in samples if s.patient and patient_digest(s.patient) in trained_on}
     return {
-        "patients_trained_on": len(
-            {s.patient for s in samples if s.patient and patient_digest(s.patient) in trained_on}
-        ),
+        "patients_trained_on": len(seen) if trained_on else None,
         "patients_unknown": sum(not sample.patient for sample in samples),
     }
 

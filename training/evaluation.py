@@ -36,7 +36,7 @@ from training.metrics import (
     risk_coverage,
     together,
 )
-from training.views import ClassMaps, ClipViews, clip_verdict, look_through
+from training.views import INPUTS_AT_ONCE, ClassMaps, ClipViews, clip_verdict, look_through, read_maps
 
 Float = NDArray[np.float32]
 
@@ -45,8 +45,6 @@ SMALLEST_SUBGROUP = 10
 """Samples below which a subgroup is only counted."""
 TARGETS = (0.90, 0.95)
 """Sensitivities at which operating points are given."""
-INPUTS_AT_ONCE = 256
-"""Network inputs that are read together: stills one by one would each fill a batch alone."""
 FRAMES_NOTE = (
     "single frames, not averaged over time; a frame bears its clip's label, which it need not show, "
     "and long clips count for more"
@@ -86,8 +84,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One data set and what came of it. ``figures``: of ``full_metrics``, and ``left_out`` (samples
-    by label), ``patients_trained_on`` and ``patients_unknown``. ``facts``: what data it was."""
+    """One data set and what came of it. ``figures``: of ``full_metrics``, and ``left_out`` (samples by
+    label), ``patients_trained_on`` (None: not known) and ``patients_unknown``. ``facts``: what data it
+    was."""
 
     name: str
     predictions: Sequence[Prediction]
@@ -108,17 +107,9 @@ def read_samples(
         waiting.append(look_through(sample, reads, rate))
         inputs += len(waiting[-1].pixels)
         if inputs >= INPUTS_AT_ONCE:
-            yield from predict(waiting, reads, _read_together(waiting, class_maps))
+            yield from predict(waiting, reads, read_maps(waiting, class_maps))
             waiting, inputs = [], 0
-    yield from predict(waiting, reads, _read_together(waiting, class_maps))
-
-
-def _read_together(clips: Sequence[ClipViews], class_maps: ClassMaps) -> list[Float]:
-    counts = [len(clip.pixels) for clip in clips]
-    if not sum(counts):
-        return [np.zeros((0, 1, 1, 1), np.float32)] * len(clips)
-    maps = class_maps(np.stack([pixels for clip in clips for pixels in clip.pixels]))
-    return np.split(maps, np.cumsum(counts)[:-1])
+    yield from predict(waiting, reads, read_maps(waiting, class_maps))
 
 
 def predict(clips: Sequence[ClipViews], reads: Specification, maps: Sequence[Float]) -> list[Prediction]:

@@ -27,6 +27,8 @@ Float = NDArray[np.float32]
 
 ORDINAL_FALL = 1.5
 """How fast an ordinal target falls off a grade away from the true one, as a natural logarithm."""
+MOST_DRAWS = 8
+"""Times that a rare clip is drawn where a common one is drawn once."""
 WATCHED_SHARE = 6
 """One in so many training patients is watched for early stopping."""
 
@@ -61,6 +63,7 @@ class Recipe:
     statistics: float = 1.0
     ema: float = 0.985
     patience: int = 0
+    balance_sources: bool = False
     seed: int = 1
 
     @classmethod
@@ -137,7 +140,7 @@ def fit(
     history: list[dict[str, Any]] = []
     for stage, epochs in (("head", recipe.head_epochs), ("tune", recipe.epochs)):
         if epochs:
-            _prepare(network, recipe, head_only=stage == "head")
+            prepare(network, recipe, head_only=stage == "head")
             rows = _fit_stage(
                 network, clips, watched, task, recipe, epochs, folder / stage, f"{name} {stage}"
             )
@@ -165,7 +168,8 @@ def _watch(clips: Sequence[ClipViews], seed: int) -> tuple[list[ClipViews], list
     return [c for i, c in enumerate(clips) if i not in held], [clips[i] for i in sorted(held)]
 
 
-def _prepare(network: keras.Model, recipe: Recipe, head_only: bool) -> None:
+def prepare(network: keras.Model, recipe: Recipe, head_only: bool) -> None:
+    """Choose the layers that learn: the class map alone, or those from ``recipe.tune_from`` on."""
     training = not head_only and not recipe.tune_from
     for layer in network.layers:
         training = training or layer.name == networks.MAP_LAYER
@@ -189,12 +193,7 @@ def _fit_stage(
     cells = (network.output.shape[1], network.output.shape[2])
     batches = Batches(clips, task, recipe, cells)
     unseen = Batches(watched, task, recipe, cells, varied=False) if watched else None
-    trainer = _with_pooling(network)
-    optimizer = _optimizer(recipe, epochs * len(batches))
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
-    # XLA makes depthwise convolutions twice as slow on a processor under TensorFlow (measured).
-    jit = False if keras.backend.backend() == "tensorflow" else "auto"
-    trainer.compile(optimizer, loss, jit_compile=jit)
+    trainer = compiled(network, recipe, epochs * len(batches))
     keeper = _Keeper(batches, unseen, recipe, epochs, folder, name)
     keeper.set_model(trainer)
     keeper.restore()
@@ -210,6 +209,17 @@ def _fit_stage(
         )
     keeper.settle()
     return keeper.history
+
+
+def compiled(network: keras.Model, recipe: Recipe, steps: int) -> keras.Model:
+    """The network with the pooling over its beam, ready to fit for so many steps: inputs [pixels,
+    cell weights [n, rows, columns, 1]], output logits [n, labels]."""
+    trainer = _with_pooling(network)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
+    # XLA makes depthwise convolutions twice as slow on a processor under TensorFlow (measured).
+    jit = False if keras.backend.backend() == "tensorflow" else "auto"
+    trainer.compile(_optimizer(recipe, steps), loss, jit_compile=jit)
+    return trainer
 
 
 def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
@@ -385,13 +395,16 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self._masks = [clip.mask(recipe.size) for clip in self._clips]
         self._pixels = [clip.pixels for clip in self._clips]
         self._targets = np.stack([target(clip.sample, task) for clip in self._clips])
-        self._weights = _weights(self._clips, task, recipe)
+        weights = _weights(self._clips, task, recipe)
+        # A rare clip is drawn more often rather than weighed heavily: smoother steps.
+        self._draws = np.clip(weights.astype(int), 1, MOST_DRAWS if varied else 1)
+        self._weights = weights / self._draws
         self.go_to(0)
 
     def go_to(self, epoch: int) -> None:
         """Draw the frames of an epoch, in its order."""
         self._epoch = epoch
-        each = np.repeat(np.arange(len(self._clips)), self._recipe.frames_a_clip)
+        each = np.repeat(np.arange(len(self._clips)), self._draws * self._recipe.frames_a_clip)
         if self._varied:
             each = np.random.default_rng([self._recipe.seed, epoch]).permutation(each)
         # The last batch is filled up from the first, so that every batch has one shape.
@@ -403,7 +416,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return -(-len(self._clips) * self._recipe.frames_a_clip // self._recipe.batch)
+        return -(-int(self._draws.sum()) * self._recipe.frames_a_clip // self._recipe.batch)
 
     def names(self, index: int) -> list[str]:
         """The files of a batch."""
@@ -433,11 +446,19 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
 
 
 def _weights(clips: Sequence[ClipViews], task: Task, recipe: Recipe) -> Float:
-    """A weight a clip, one on average, so that labels weigh alike."""
+    """A weight a clip, one on average: labels weigh alike overall or, ``balance_sources``, within each
+    source, and sources by the root of their size."""
     labels = np.array([task.labels.index(clip.sample.label) for clip in clips])
-    counts = np.bincount(labels, minlength=len(task.labels))
-    present = np.count_nonzero(counts)
-    return (len(labels) / (present * np.maximum(counts, 1)))[labels].astype(np.float32)
+    if not recipe.balance_sources:
+        counts = np.bincount(labels, minlength=len(task.labels))
+        return (len(labels) / (np.count_nonzero(counts) * counts[labels])).astype(np.float32)
+    sources = np.array([clip.sample.source for clip in clips])
+    weights = np.zeros(len(clips))
+    for source in np.unique(sources):
+        of = np.flatnonzero(sources == source)
+        present, member, counts = np.unique(labels[of], return_inverse=True, return_counts=True)
+        weights[of] = np.sqrt(len(of)) / (len(present) * counts[member])
+    return (weights / weights.mean()).astype(np.float32)
 
 
 def target(sample: Sample, task: Task) -> Float:

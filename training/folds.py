@@ -131,8 +131,8 @@ def _fit_fold(job: _Job, clips: Sequence[ClipViews]) -> Held:
     away = set(job.held)
     fitting = [clip for place, clip in enumerate(clips) if place not in away]
     fitted = fit(fitting, job.task, job.recipe, job.start, job.folder, job.name)
-    reading = NetworkMaps(fitted.network)
-    return {place: read_maps(clips[place], reading) for place in job.held}, fitted.history
+    maps = read_maps([clips[place] for place in job.held], NetworkMaps(fitted.network))
+    return dict(zip(job.held, maps, strict=True)), fitted.history
 
 
 def _save(path: Path, maps: dict[int, Float], history: list[dict[str, Any]]) -> None:

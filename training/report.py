@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 from tqdm import tqdm
@@ -67,20 +68,20 @@ h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: 1rem; border-top: 3
 h3 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
 p, ul { max-width: 46rem; } li { margin: .2rem 0; }
 .lead, .note { color: var(--soft); } .note { font-size: .88rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: .6rem;
   margin: 1rem 0; }
-.tile { background: var(--tint); border-radius: 6px; padding: .75rem 1rem; }
+.tile { background: var(--tint); border-radius: 6px; padding: .7rem .8rem; }
 .tile b { display: block; font-size: 1.6rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { display: block; color: var(--soft); font-size: .85rem; }
 .beware { border-left: 5px solid #d55e00; background: #fdf3ec; padding: .6rem 1rem; margin: 1rem 0; }
 .beware p { margin: .25rem 0; }
-.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); font-size: .88rem; padding-bottom: .4rem; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 thead th { border-bottom: 2px solid var(--ink); } tbody th { font-weight: 500; }
-td { overflow-wrap: anywhere; }
+td { white-space: nowrap; } td:only-of-type { white-space: normal; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; margin: 1rem 0; }
 img { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; }
   h2, h3 { break-after: avoid; } img, tr, .tile, .beware { break-inside: avoid; } }
@@ -108,7 +109,7 @@ def render(evaluation: Evaluation) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(_lead(first, evaluation.reads))}</p>',
         _beware(evaluation.parts),
-        *(_section(part, evaluation.reads, part is not first) for part in evaluation.parts),
+        *(_section(part, evaluation.reads, i > 0) for i, part in enumerate(evaluation.parts)),
         _training(evaluation.history) if evaluation.history else "",
         _not_shown(evaluation),
         _computed(first.figures, evaluation.reads),
@@ -158,6 +159,11 @@ def _beware(parts: Sequence[Evaluated]) -> str:
                 f"{part.name}: the network was trained on {seen} of these patients. Figures that "
                 "include them say how well it remembers, not how well it reads new patients."
             )
+        if seen is None:
+            lines.append(
+                f"{part.name}: the model does not say whom it was trained on, so nobody can tell whether "
+                "these patients are new to it."
+            )
         if unknown:
             lines.append(
                 f"{part.name}: {unknown} samples name no patient. Each counts as a patient of its own, "
@@ -174,7 +180,7 @@ def _section(part: Evaluated, reads: Specification, external: bool) -> str:
     if external:
         blocks.append(f'<p class="lead">{escape(_lead(part, reads))}</p>')
     blocks += [_tiles(figures), _levels(figures), _state_table(figures, reads)]
-    blocks.append(_image(_confusions(part, reads), "Confusion matrices, the counts in the table above"))
+    blocks.append(_image(_confusions(part, reads), "Confusion matrices: all decided, and as shown"))
     if "roc_auc" in figures["all"]:
         clips = clip_scores(read, reads)
         levels = {"clip": clips, "frame": frame_scores(read, reads), "patient": patient_scores(read, reads)}
@@ -196,9 +202,9 @@ def _tiles(figures: dict[str, Any]) -> str:
     clips = figures["all"]
     forced = clips.get("forced", {})
     shown = (
-        ("ROC AUC, clips", clips.get("roc_auc")),
-        ("Sensitivity, all decided", forced.get("sensitivity")),
-        ("Specificity, all decided", forced.get("specificity")),
+        ("ROC AUC", clips.get("roc_auc")),
+        ("Sensitivity", forced.get("sensitivity")),
+        ("Specificity", forced.get("specificity")),
         ("Balanced accuracy", forced.get("balanced_accuracy")),
         ("Calibration error", clips.get("calibration_error")),
         ("Abstained", clips.get("abstained")),
@@ -208,8 +214,8 @@ def _tiles(figures: dict[str, Any]) -> str:
         for name, of in shown
         if of is not None
     )
-    note = f'<p class="note">{escape(clips["note"])}</p>' if "note" in clips else ""
-    return f'<div class="tiles">{tiles}</div>{note}'
+    note = clips.get("note", "Of clips. Sensitivity, specificity: all decided at the frozen threshold")
+    return f'<div class="tiles">{tiles}</div><p class="note">{escape(note)}.</p>'
 
 
 def _levels(figures: dict[str, Any]) -> str:
@@ -217,7 +223,13 @@ def _levels(figures: dict[str, Any]) -> str:
     if "without_grade_1" in figures:
         columns["By clip, without grade 1"] = figures["without_grade_1"]
     columns |= {"By frame": figures["frame"], "By patient": figures["patient"]}
-    rows = [["Positive / negative", *(f"{of['positive']} / {of['negative']}" for of in columns.values())]]
+    rows = [
+        ["Positive / negative", *(f"{of['positive']} / {of['negative']}" for of in columns.values())],
+        [
+            "Patients with these",
+            *(f"{of['positive_patients']} / {of['negative_patients']}" for of in columns.values()),
+        ],
+    ]
     for key, name in NAMES.items():
         cells = [of.get(key) or of.get("forced", {}).get(key) for of in columns.values()]
         if any(cells):
@@ -344,13 +356,14 @@ def _not_shown(evaluation: Evaluation) -> str:
 
 
 def _computed(figures: dict[str, Any], reads: Specification) -> str:
+    rule = reads.verdict
     lines = [
         f"Intervals: {figures['interval']}. A patient's clips are drawn together. {NO_INTERVAL}: no "
         "resample differed, so there is no interval; with no error in n patients, up to "
         "1 - 0.05^(1/n) of such patients may still be misread (95 %).",
         "Clip: the largest windowed score in it, and the state at that moment, as at the bedside: "
-        f"window {reads.verdict.window:g} s, {reads.negative} below {reads.verdict.normal_below:g}, "
-        f"another label from {reads.verdict.abnormal_from:g}, cannot tell between.",
+        f"{rule.over} over {rule.window:g} s, {reads.negative} below {rule.normal_below:g}, another label "
+        f"from {rule.abnormal_from:g}, cannot tell between.",
         f"Frame: {_sentence(figures['frame']['note'])}",
         f"Patient: {_sentence(figures['patient']['note'])}",
         f"Loss: mean -log of the truth's probability, clipped at {SMALLEST_PROBABILITY:g}. Calibration "
@@ -392,7 +405,7 @@ def _figure(of: dict[str, float] | None) -> str:
 
 
 def _range(of: dict[str, float]) -> str:
-    return NO_INTERVAL if of["low"] == of["high"] else f"({of['low']:.3f} to {of['high']:.3f})"
+    return NO_INTERVAL if of["low"] == of["high"] else f"({of['low']:.3f}, {of['high']:.3f})"
 
 
 def _sentence(text: str) -> str:
@@ -559,6 +572,7 @@ def _losses(history: Sequence[dict[str, Any]]) -> Figure:
             label = _plain(f"{fold}, held out")
             ax.plot([of["epoch"] for of in held], losses, ".--", color=colour, label=label)
     ax.set(xlabel="epoch", ylabel="loss")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(bottom=0)
     ax.set_title("Loss (dashed: held out)", fontsize=11, loc="left")
     ax.legend(frameon=False, fontsize=8, ncols=2)
@@ -612,7 +626,8 @@ def _worst_picture(
     item: Prediction, reads: Specification, class_maps: ClassMaps, rate: float | None
 ) -> Image:
     clip = look_through(item.sample, reads, rate)
-    read = readings(clip, reads, read_maps(clip, class_maps))
+    (maps,) = read_maps([clip], class_maps)
+    read = readings(clip, reads, maps)
     verdicts = [reading.verdict for reading in read if reading.verdict is not None]
     worst = worst_moment(verdicts, reads.labels, reads.negative)
     at = next(i for i, reading in enumerate(read) if reading.verdict is worst)

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from reader.bundle import Specification
 from training import networks
+from training.audit import confounds_of
 from training.datasets import DataError, Sample, Task, patient_digest
-from training.evaluation import Prediction, metrics, predict, write_json, write_predictions
+from training.evaluation import Prediction, full_metrics, metrics, predict, write_json, write_predictions
 from training.fitting import Recipe, Start, fit
 from training.folds import Folds, cross_validate
 from training.rules import choose_rule, starting_rule
@@ -34,6 +35,7 @@ RATE = 5.0
 """Frames a second that are looked at in training; the verdict counts in seconds, not frames."""
 CALIBRATION_IMAGES = 240
 WEIGHTS = "network.weights.h5"
+STARTED = "started.json"
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,24 @@ def train(samples: Sequence[Sample], task: Task, plan: Plan, out: Path, resume: 
     Without folds the threshold stays at one half and no figure is given. Raises DataError where ``out``
     exists, or was begun and ``resume`` is not asked for.
     """
-    if out.exists():
-        raise DataError(f"{out}: exists already; name another folder or remove it")
-    part = _open_part(out, samples, task, plan, resume)
+    started = {
+        "task": asdict(task),
+        "recipe": asdict(plan.recipe),
+        "folds": [plan.folds.count, plan.folds.by_source],
+        "start": [str(plan.start.weights), str(plan.start.run_weights)],
+        "samples": [[sample.name, sample.label, sample.patient] for sample in samples],
+    }
+    part = open_part(out, started, resume)
     reads = specification(task, plan.recipe)
     clips = gather_views(samples, reads, RATE)
     figures, history, reads = _cross_validated(clips, task, plan, reads, part)
     fitted = fit(clips, task, plan.recipe, plan.start, part / "fits" / "all", "all")
     fitted.network.save_weights(part / WEIGHTS)
-    np.savez_compressed(part / "calibration.npz", inputs=_calibration(clips, plan.recipe.seed))
+    np.savez_compressed(part / "calibration.npz", inputs=calibration_inputs(clips, plan.recipe.seed))
     record = _record(samples, task, plan, reads, figures, history + fitted.history)
     write_json(part / "run.json", record)
     _keep_logs(part)
-    (part / "started.json").unlink()
-    part.rename(out)
+    close_part(part, out)
     return load_run(out)
 
 
@@ -152,11 +158,12 @@ def _made(folder: Path) -> Path:
 
 def _pooled_figures(predictions: Sequence[Prediction], reads: Specification, folds: int) -> dict[str, Any]:
     """Out-of-fold figures of everything, and of each source that holds both labels."""
-    figures = {
+    figures: dict[str, Any] = {
         "how": f"{folds}-fold cross-validation by patient and small source, pooled; the threshold, "
         "temperature and abstain band were chosen on these same folds",
-        "pooled": metrics(predictions, reads),
+        "pooled": full_metrics(predictions, reads, set()),
     }
+    figures["pooled"].get("abstaining", {}).pop("curve", None)
     for source in sorted({item.sample.source for item in predictions}):
         of = [item for item in predictions if item.sample.source == source]
         if source and len({item.sample.label for item in of}) > 1 and len(of) >= 20:
@@ -164,7 +171,7 @@ def _pooled_figures(predictions: Sequence[Prediction], reads: Specification, fol
     return figures
 
 
-def _calibration(clips: Sequence[ClipViews], seed: int) -> NDArray[np.uint8]:
+def calibration_inputs(clips: Sequence[ClipViews], seed: int) -> NDArray[np.uint8]:
     """Inputs spread over labels, sources and brightness: uint8 [n, size, size, channels]."""
     random = np.random.default_rng(seed)
     one_each = [clip.pixels[random.integers(len(clip.pixels))] for clip in clips if clip.pixels]
@@ -203,6 +210,7 @@ def _record(
         "reads": asdict(reads),
         "backend": f"keras {keras.__version__} on {keras.backend.backend()}",
         "data": data,
+        "confounds": confounds_of(samples, task),
         "figures": figures,
         "history": history,
     }
@@ -213,22 +221,27 @@ def _counts(samples: Sequence[Sample], column: str) -> dict[str, int]:
     return dict(sorted(values.items()))
 
 
-def _open_part(out: Path, samples: Sequence[Sample], task: Task, plan: Plan, resume: bool) -> Path:
-    """The folder that the run grows in; one left by the same recipe and data is taken up."""
+def open_part(out: Path, started: dict[str, Any], resume: bool) -> Path:
+    """The folder that ``out`` grows in, ``<name>.part``; one begun with the same ``started`` is taken up.
+
+    Raises DataError where ``out`` exists, where one was begun and ``resume`` is not asked for, or where
+    it was begun otherwise.
+    """
+    if out.exists():
+        raise DataError(f"{out}: exists already; name another folder or remove it")
     part = out.with_name(out.name + ".part")
-    started = {
-        "task": asdict(task),
-        "recipe": asdict(plan.recipe),
-        "folds": [plan.folds.count, plan.folds.by_source],
-        "start": [str(plan.start.weights), str(plan.start.run_weights)],
-        "samples": [[sample.name, sample.label, sample.patient] for sample in samples],
-    }
     text = json.dumps(started, sort_keys=True)
     if part.exists():
         if not resume:
             raise DataError(f"{part}: a run was begun there; add --resume to go on with it, or remove it")
-        if not (part / "started.json").is_file() or (part / "started.json").read_text() != text:
+        if not (part / STARTED).is_file() or (part / STARTED).read_text() != text:
             raise DataError(f"{part}: was begun with another recipe or data; name another folder")
     part.mkdir(parents=True, exist_ok=True)
-    (part / "started.json").write_text(text)
+    (part / STARTED).write_text(text)
     return part
+
+
+def close_part(part: Path, out: Path) -> None:
+    """Give a finished folder its name."""
+    (part / STARTED).unlink()
+    part.rename(out)

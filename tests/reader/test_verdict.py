@@ -102,3 +102,17 @@ def test_temperature_softens() -> None:
     logits = np.array([0.0, 4.0], np.float32)
     assert probabilities(logits, 4.0)[1] < probabilities(logits, 1.0)[1]
     assert probabilities(logits, 4.0).sum() == pytest.approx(1)
+
+
+def test_a_contiguous_rule_asks_for_a_whole_run() -> None:
+    rule = dataclasses.replace(RULE, over="contiguous")
+    broken, whole = [0.9, 0.9, 0.9, 0.2, 0.9] * 20, [0.9] * 100
+    ends = []
+    for values in (broken, whole):
+        tracker = VerdictTracker(rule, LABELS, "normal")
+        ends.append([tracker.add(p(v), i / 10) for i, v in enumerate(values)][-1])
+    assert ends[0].state == "normal"
+    assert ends[0].p[1] == pytest.approx(0.2)
+    assert ends[1].state == "opacity"
+    with pytest.raises(ValueError, match="average or contiguous"):
+        dataclasses.replace(RULE, over="median")

@@ -121,3 +121,57 @@ def test_too_few_patients_for_the_folds_are_counted() -> None:
 def test_an_unknown_task_lists_the_known_ones() -> None:
     with pytest.raises(DataError, match="lus-opacity"):
         load_task("lus-nothing")
+
+
+@pytest.mark.parametrize("name", ["lus-opacity", "lus-severity", "cxr-pneumonia", "cxr-pneumonia-tb"])
+def test_the_shipped_tasks_are_whole(name: str) -> None:
+    task = load_task(name)
+    assert task.name == name
+    assert task.intended_use
+    assert "not a medical device" in task.intended_use.lower()
+
+
+def test_a_task_reads_its_own_column_and_words(tmp_path: Path) -> None:
+    severity = load_task("lus-severity")
+    graded = [Sample(Path(g), g, "opacity", g, grade=g) for g in "0123"] + [
+        Sample(Path("x"), "x", "normal", "x")
+    ]
+    assert [sample.label for sample in for_task(graded, severity)] == ["0", "1", "2", "3"]
+    own = tmp_path / "own.json"
+    text = (Path(__file__).parents[2] / "training/tasks/lus-opacity.json").read_text()
+    own.write_text(text.replace('"labels"', '"synonyms": {"B": "opacity", "A": "normal"}, "labels"', 1))
+    words = [Sample(Path("a"), "a", "A", "1"), Sample(Path("b"), "b", "B", "2")]
+    assert [sample.label for sample in for_task(words, load_task(str(own)))] == ["normal", "opacity"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("negative", '"healthy"'),
+        ("beam", '"round"'),
+        ("colour", '"rgb"'),
+        ("column", '"weight"'),
+        ("labels", "3"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused(tmp_path: Path, field: str, value: str) -> None:
+    import json
+
+    whole = json.loads((Path(__file__).parents[2] / "training/tasks/lus-opacity.json").read_text())
+    whole[field] = json.loads(value)
+    (tmp_path / "own.json").write_text(json.dumps(whole))
+    with pytest.raises(DataError, match="not a task"):
+        load_task(str(tmp_path / "own.json"))
+
+
+def test_whole_sources_are_held_out_where_asked() -> None:
+    samples = [
+        Sample(Path(f"{s}{i}"), f"{s}{i}", ("normal", "opacity")[i % 2], f"{s}{i}", source=f"s{s}")
+        for s in range(4)
+        for i in range(30)
+    ]
+    for held in patient_folds(samples, 2, 1, by_source=True):
+        sources = {samples[i].source for i in held}
+        assert sources.isdisjoint({samples[i].source for i in range(len(samples)) if i not in set(held)})
+    with pytest.raises(DataError, match="4 sources, too few for 5"):
+        patient_folds(samples, 5, 1, by_source=True)

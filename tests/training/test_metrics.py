@@ -170,13 +170,15 @@ def test_copies_of_a_patients_readings_narrow_no_interval() -> None:
 
 
 def test_intervals_hold_what_they_promise() -> None:
-    """About 95 of 100 intervals for a share hold the true share."""
-    held = 0
+    """About 95 of 100 intervals for a share hold the true share, and are as wide as theory says."""
+    held, widths = 0, []
     for seed in range(100):
         truth = np.random.default_rng(seed).random(150) < 0.7
         of = m.intervals(m.decisions(truth, np.ones(150, bool)), np.arange(150).astype(str))["sensitivity"]
         held += of["low"] <= 0.7 <= of["high"]
+        widths.append(of["high"] - of["low"])
     assert 88 <= held <= 100
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 150), rel=0.05)
 
 
 @pytest.mark.parametrize(("positive", "only"), [(True, "sensitivity"), (False, "specificity")])

@@ -87,9 +87,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert not (out / "fits").exists()
 
 
-def test_what_was_begun_otherwise_is_not_resumed(
-    data_set: Path, sonoglance: Command, tmp_path: Path
-) -> None:
+def test_what_was_begun_otherwise_is_not_resumed(data_set: Path, sonoglance: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"
     (tmp_path / "run.part").mkdir()
     (tmp_path / "run.part" / "started.json").write_text("{}")

@@ -1,0 +1,184 @@
+"""The model card, from the manifest alone.
+
+It follows the items of TRIPOD+AI (Collins 2024, doi 10.1136/bmj-2023-078378) that apply to a network
+without a clinical study; their numbers stand in its headings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from reader.bundle import Manifest
+
+CARD = "card.md"
+CITATIONS = {
+    "blues": "COVID-BLUES: Wiedemann 2025, doi 10.1109/JBHI.2025.3543686",
+    "pocus": "POCUS: Born 2021, doi 10.3390/app11020672",
+    "kermany": "Kermany 2018, doi 10.17632/rscbjbr9sj.2",
+    "tb-india": "Chauhan 2014, doi 10.1371/journal.pone.0112980",
+}
+"""Public data sets by the beginning of their sources' names."""
+LOUD_CONFOUND = 0.7
+"""AUC from which telling the label without the lung is said loudly."""
+
+
+def card(manifest: Manifest, builtin_steps: int) -> str:
+    """The card's Markdown. ``builtin_steps``: by how much TFLite's own kernels differ from XNNPACK."""
+    sections = [
+        [f"# {manifest.title}", f"`{manifest.name}` {manifest.version}. **{manifest.intended_use}**"],
+        ["## Limits (26)", _list(manifest.limits)],
+        ["## Participants and data (5, 6, 20)", *_data(manifest)],
+        ["## Outcome, inputs, preparation (7 to 9, 11, 15)", *_inputs(manifest)],
+        ["## Development (10, 12, 13, 16, 21)", *_development(manifest)],
+        ["## Figures (23)", *_figures(manifest, builtin_steps)],
+        ["## Subgroups (14)", *_subgroups(manifest.figures["float"])],
+        ["## What else tells the labels apart (14)", *_confounds(manifest.provenance)],
+        ["## The network and its rule (22, 24)", *_rule(manifest)],
+        ["## Open science (17 to 19)", *_open_science(manifest)],
+    ]
+    return "\n\n".join(part for section in sections for part in section if part) + "\n"
+
+
+def _list(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _data(manifest: Manifest) -> list[str]:
+    data = manifest.provenance["data"]
+    cited = [text for name, text in CITATIONS.items() if any(s.startswith(name) for s in data["sources"])]
+    known = {
+        "Labels": "labels",
+        "Sources": "sources",
+        "Grades": "grades",
+        "Probes": "probes",
+        "Sites": "sites",
+    }
+    lines = [
+        f"{title}: {_counts(data[key])}." for title, key in known.items() if set(data[key]) - {"not known"}
+    ]
+    return [
+        f"{data['samples']} clips and pictures of {len(data['patients'])} patients.",
+        _list(lines),
+        "Sources of the data: " + "; ".join(cited) + "." if cited else "",
+        "Age, sex and ethnicity are not in the data: nothing can be said of them.",
+    ]
+
+
+def _inputs(manifest: Manifest) -> list[str]:
+    reads = manifest.reads
+    where = "the ultrasound beam alone, masked" if reads.beam == "ultrasound" else "the whole picture"
+    return [
+        f"The label is the data set's own, a clip or picture at a time ({', '.join(reads.labels)}). Input: "
+        f"{where}, gray, {reads.size} x {reads.size}, at {', '.join(f'{-t:g}' for t in reads.channels)} s before now. "
+        "Output: a map of the labels, averaged over the beam into a probability; or that it cannot tell, or "
+        "why there is no reading. Files without a label of the task were left out; a clip in which no frame "
+        "could be read is counted and gets no figure.",
+    ]
+
+
+def _development(manifest: Manifest) -> list[str]:
+    of = manifest.provenance
+    return [
+        f"{manifest.figures['float'].get('how', 'Nothing was held out')}. The shipped network was then fitted on "
+        "all of these patients; it inherits the figures. Labels weigh alike in the loss. The sample size is what "
+        "the public sets offer; it was not calculated beforehand.",
+        f"Recipe: `{json.dumps(of['recipe'])}`.",
+        f"Made by `{of['command']}` ({of['backend']}, {of['made']}). No phantom frame was trained on.",
+    ]
+
+
+def _figures(manifest: Manifest, builtin_steps: int) -> list[str]:
+    figures = manifest.figures["float"]
+    lines = [
+        "| clips, out of fold | positive / negative | AUC | sensitivity | specificity | abstained | calibration error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, part in _parts(figures):
+        cells = [
+            _interval(part.get("roc_auc")),
+            _interval(part["forced"].get("sensitivity")),
+            _interval(part["forced"].get("specificity")),
+            _interval(part.get("abstained")),
+            _interval(part.get("calibration_error")),
+        ]
+        lines.append(f"| {name} | {part['positive']} / {part['negative']} | " + " | ".join(cells) + " |")
+    shown = "\n".join(lines) if len(lines) > 2 else "None: nothing was held out."
+    agreement = manifest.figures["int8"]
+    return [
+        f"In brackets: 95 % intervals over patients. Decided at the threshold, without abstaining.\n\n{shown}",
+        f"Int8 against float on {agreement['compared_on']}: the probability moves by "
+        f"{agreement['mean_difference_of_p']:.4f} on average, {agreement['largest_difference_of_p']:.3f} at most; "
+        f"{agreement['frames_on_the_same_side']:.1%} stay on their side of the threshold. TFLite's built-in kernels "
+        f"differ from XNNPACK by up to {builtin_steps} steps of the map.",
+    ]
+
+
+def _parts(figures: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+    for source, of in figures.items():
+        for name in ("all", "without_grade_1"):
+            part = of.get(name, {}) if isinstance(of, dict) else {}
+            if "forced" in part:
+                yield f"{source}, {name.replace('_', ' ')}", part
+
+
+def _interval(of: Mapping[str, float] | None) -> str:
+    return "-" if not of else f"{of['value']:.2f} ({of['low']:.2f}-{of['high']:.2f})"
+
+
+def _subgroups(figures: Mapping[str, Any]) -> list[str]:
+    rows = [row for row in figures.get("pooled", {}).get("subgroups", []) if "forced" in row]
+    lines = ["| subgroup | clips | patients | AUC | sensitivity | specificity |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = [
+            _interval(x)
+            for x in (row.get("roc_auc"), *map(row["forced"].get, ("sensitivity", "specificity")))
+        ]
+        lines.append(
+            f"| {row['column']} {row['value'] or 'not known'} | {row['samples']} | {row['patients']} | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return ["\n".join(lines)] if rows else ["None large enough for figures of its own."]
+
+
+def _confounds(provenance: Mapping[str, Any]) -> list[str]:
+    found = provenance.get("confounds") or {}
+    if not found:
+        return ["The audit was not made."]
+    lines = ["| told from | AUC |", "|---|---|"]
+    loud = []
+    for factor, of in found.items():
+        lines.append(f"| {factor} | {_interval(of['auc'])} |")
+        if of["auc"]["low"] > 0.5 and of["auc"]["value"] >= LOUD_CONFOUND:
+            loud.append(factor)
+    said = (
+        f"**The labels can be told from {', '.join(loud)} alone**: part of every figure above may be that."
+        if loud
+        else "Nothing that is not lung tells the labels apart well."
+    )
+    return ["\n".join(lines), said]
+
+
+def _rule(manifest: Manifest) -> list[str]:
+    reads, rule = manifest.reads, manifest.reads.verdict
+    return [
+        f"{manifest.provenance['recipe']['network']}, int8, {manifest.provenance['converter']}. Over "
+        f"{rule.window:g} s ({rule.over}): {reads.negative} below {rule.normal_below:.3f}, another label from "
+        f"{rule.abnormal_from:.3f}, cannot tell between; forced threshold {rule.threshold:.3f}; temperature "
+        f"{reads.temperature:g}. It is not updated by use.",
+    ]
+
+
+def _open_science(manifest: Manifest) -> list[str]:
+    return [
+        "Code: Apache-2.0. Weights: "
+        f"{manifest.licences['weights']}. Data licences: {'; '.join(manifest.licences['data'])}.",
+        "Public, anonymous data; no ethics board was asked, no patient or public was involved, no protocol was "
+        "registered.",
+    ]
