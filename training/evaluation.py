@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reader.beam import Beam
 from reader.bundle import Specification
 from reader.preprocess import cell_weights
 from reader.verdict import pool, probabilities
 from training.datasets import Sample, patient_digest
+from training.localization import Located, localization_figures, parse_boxes
 from training.metrics import (
     BINNING,
     CONFIDENCE,
@@ -36,7 +38,15 @@ from training.metrics import (
     risk_coverage,
     together,
 )
-from training.views import INPUTS_AT_ONCE, ClassMaps, ClipViews, clip_verdict, look_through, read_maps
+from training.views import (
+    INPUTS_AT_ONCE,
+    ClassMaps,
+    ClipViews,
+    look_through,
+    read_maps,
+    readings,
+    worst_reading,
+)
 
 Float = NDArray[np.float32]
 
@@ -64,13 +74,16 @@ class Prediction:
     """What was said of one sample.
 
     ``p``: probability by label, None without any reading. ``frames``: those of its single frames
-    that gave a reading, float32 [frames, labels].
+    that gave a reading, float32 [frames, labels]. ``class_map`` and ``beam``: of the moment that ``p``
+    is of, as in ``reader.reader.Reading``.
     """
 
     sample: Sample
     state: str
     p: Float | None
     frames: Float | None = None
+    class_map: Float | None = None
+    beam: Beam | None = None
 
 
 @dataclass(frozen=True)
@@ -116,9 +129,16 @@ def predict(clips: Sequence[ClipViews], reads: Specification, maps: Sequence[Flo
     """Conclude from every clip's maps."""
     predictions = []
     for clip, of in zip(clips, maps, strict=True):
-        state, verdict = clip_verdict(clip, reads, of)
-        p = None if verdict is None else verdict.p
-        predictions.append(Prediction(clip.sample, state, p, _frame_probabilities(clip, reads, of)))
+        read = readings(clip, reads, of)
+        worst = worst_reading(read, reads)
+        if worst is None:
+            commonest = Counter(reading.state for reading in read).most_common(1)[0][0]
+            predictions.append(Prediction(clip.sample, commonest, None))
+            continue
+        its = read[worst]
+        assert its.verdict is not None
+        frames = _frame_probabilities(clip, reads, of)
+        predictions.append(Prediction(clip.sample, its.state, its.verdict.p, frames, its.class_map, its.beam))
     return predictions
 
 
@@ -184,6 +204,8 @@ def full_metrics(
     figures["frame"] = {"note": FRAMES_NOTE, **_binary(frames, threshold)}
     figures["patient"] = {"note": PATIENTS_NOTE, **_binary(patients, threshold)}
     figures["subgroups"] = _subgroups(read, reads, trained_on)
+    if any(item.sample.boxes for item in read):
+        figures["where"] = localization_figures(_located(read), reads.size, threshold)
     if "roc_auc" in figures["all"]:
         clips = clip_scores(read, reads)
         figures["operating_points"] = _operating_points(clips, figures["all"]["forced"], threshold)
@@ -288,6 +310,16 @@ def _abstaining(read: Sequence[Prediction], clips: Scores, reads: Specification)
         "confusion_on_rest": confusion(called[shown], clips.truth[shown]),
         "curve": risk_coverage(clips.score, clips.truth, threshold),
     }
+
+
+def _located(read: Sequence[Prediction]) -> list[Located]:
+    found = []
+    for item in read:
+        assert item.class_map is not None
+        assert item.beam is not None
+        boxes = parse_boxes(item.sample.boxes, item.sample.name)
+        found.append(Located(item.class_map, item.beam, boxes, item.sample.patient or item.sample.name))
+    return found
 
 
 def _label_figures(read: Sequence[Prediction], clips: Scores, reads: Specification) -> dict[str, Any]:

@@ -398,7 +398,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         weights = _weights(self._clips, task, recipe)
         # A rare clip is drawn more often rather than weighed heavily: smoother steps.
         self._draws = np.clip(weights.astype(int), 1, MOST_DRAWS if varied else 1)
-        self._weights = weights / self._draws
+        self._weights = (weights / self._draws).astype(np.float32)
         self.go_to(0)
 
     def go_to(self, epoch: int) -> None:

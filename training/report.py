@@ -26,10 +26,9 @@ from tqdm import tqdm
 
 from reader.bundle import Specification
 from reader.preprocess import Preprocessor
-from reader.verdict import worst_moment
 from training.evaluation import Evaluated, Prediction, Scores, clip_scores, frame_scores, patient_scores
 from training.metrics import SMALLEST_PROBABILITY
-from training.views import ClassMaps, look_through, read_maps, readings
+from training.views import ClassMaps, look_through, read_maps, readings, worst_reading
 
 Image = NDArray[np.uint8]
 
@@ -195,6 +194,8 @@ def _section(part: Evaluated, reads: Specification, external: bool) -> str:
         ]
     if "labels" in figures:
         blocks.append(_labels(figures["labels"]))
+    if "where" in figures:
+        blocks.append(_where(figures["where"]))
     return "\n".join([*blocks, _subgroups(figures["subgroups"])])
 
 
@@ -302,6 +303,18 @@ def _labels(of: dict[str, Any]) -> str:
         + _table(["Figure", "Value"], overall, note)
         + _table(["Label", "Clips", "Sensitivity", "AUC against the rest"], rows, "By label")
     )
+
+
+def _where(figures: dict[str, Any]) -> str:
+    names = {
+        "pointing_game": "Peak inside a true box",
+        "pointing_by_chance": "The same for a random point in the picture",
+        "union_iou": "Intersection over union of all boxes",
+        "mean_average_precision": "Mean average precision, IoU 0.4 to 0.75",
+    }
+    rows = [[title, _figure(figures.get(key))] for key, title in names.items()]
+    caption = f"{figures['with_boxes']} of {figures['pictures']} pictures have boxes"
+    return "<h3>Where it is</h3>" + _table(["Figure", "Value"], rows, caption)
 
 
 def _subgroups(rows: Sequence[dict[str, Any]]) -> str:
@@ -628,9 +641,8 @@ def _worst_picture(
     clip = look_through(item.sample, reads, rate)
     (maps,) = read_maps([clip], class_maps)
     read = readings(clip, reads, maps)
-    verdicts = [reading.verdict for reading in read if reading.verdict is not None]
-    worst = worst_moment(verdicts, reads.labels, reads.negative)
-    at = next(i for i, reading in enumerate(read) if reading.verdict is worst)
+    at = worst_reading(read, reads)
+    assert at is not None
     view, heat = clip.views[at], read[at].class_map
     assert view.pixels is not None
     assert view.beam is not None

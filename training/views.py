@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from reader.bundle import Specification
 from reader.clips import is_still, read_frames, survey_clip
 from reader.preprocess import Preprocessor
 from reader.reader import Reader, Reading, View
-from reader.verdict import Verdict, worst_moment
+from reader.verdict import worst_moment
 from training.datasets import Sample
 
 Image = NDArray[np.uint8]
@@ -113,11 +112,11 @@ def readings(clip: ClipViews, specification: Specification, maps: Float) -> list
     return [reader.conclude(view, None if view.pixels is None else next(rest)) for view in clip.views]
 
 
-def clip_verdict(clip: ClipViews, specification: Specification, maps: Float) -> tuple[str, Verdict | None]:
-    """A clip's state and verdict; without any reading, its commonest reason and None."""
-    read = readings(clip, specification, maps)
+def worst_reading(read: Sequence[Reading], specification: Specification) -> int | None:
+    """The place of a clip's own reading among its readings, the one with the largest windowed score;
+    None where nothing was read."""
     verdicts = [reading.verdict for reading in read if reading.verdict is not None]
     if not verdicts:
-        return Counter(reading.state for reading in read).most_common(1)[0][0], None
+        return None
     worst = worst_moment(verdicts, specification.labels, specification.negative)
-    return worst.state, worst
+    return next(i for i, reading in enumerate(read) if reading.verdict is worst)

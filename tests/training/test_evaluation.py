@@ -283,3 +283,18 @@ def test_no_pictures_leaves_none(swapped: Path, sonoglance: Command, tmp_path: P
     done = sonoglance("evaluate", DEFAULT_BUNDLE, "--data", swapped, "--no-pictures", "--out", out)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {"report.html", "metrics.json", "predictions.csv"}
+
+
+def test_boxes_of_the_index_are_scored(sonoglance: Command, default_bundle: Bundle, tmp_path: Path) -> None:
+    for i in range(3):
+        write_clip(tmp_path / f"{i}.mp4", "consolidation", 1.0, rate=10, crop=True)
+    rows = ["path,label,patient,boxes"]
+    rows += ['0.mp4,opacity,a,"0,0,640,640"']
+    rows += ['1.mp4,opacity,b,"0,0,4,4; 636,0,4,4"', "2.mp4,normal,c,"]
+    (tmp_path / "index.csv").write_text("\n".join(rows) + "\n")
+    done = sonoglance("evaluate", default_bundle.path, "--data", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    where = json.loads((tmp_path / "out" / "metrics.json").read_text())["where"]
+    assert where["with_boxes"] == 2
+    assert where["pointing_game"]["value"] == 0.5
+    assert "Where it is" in (tmp_path / "out" / "report.html").read_text()
