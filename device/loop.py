@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +25,7 @@ FRAME_DEADLINE = 0.25
 """Seconds that the loop waits for a frame before it draws the screen without a new one."""
 STALE_AFTER = 0.5
 """Seconds after which the last picture is no longer shown as live."""
+PHANTOM_BADGE = "drawn phantom: not-lung test off"
 HELD, STALE, STARTING = "held", "stale", "starting"
 NO_FRAME = Frame(np.zeros((0, 0), np.uint8), 0.0, -1)
 
@@ -51,6 +52,7 @@ class Bedside:
     _arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=26))
     _shown: Reading | None = None
     _first_at: float | None = None
+    _source_badges: tuple[str, ...] = ()
 
     def run(self, source: Source, live: bool, file: str | None = None) -> None:
         """Read a source to its end or until the user quits.
@@ -58,7 +60,12 @@ class Bedside:
         ``live``: in the source's own time, newest frame first; otherwise every frame, flat out.
         ``file``: named in each results line. Raises what the source raises.
         """
-        reader = Reader(self.bundle.manifest.reads, self.runner, beam=source.beam, span=source.span)
+        reads = self.bundle.manifest.reads
+        if source.drawn:
+            # The phantom is a drawing: the not-lung test would rightly refuse it.
+            reads = replace(reads, familiarity=None)
+        self._source_badges = (PHANTOM_BADGE,) if source.drawn else ()
+        reader = Reader(reads, self.runner, beam=source.beam, span=source.span)
         self._trend.clear()
         self._shown = self._first_at = None
         if live:
@@ -153,7 +160,7 @@ class Bedside:
             trend=tuple(self._trend),
             overlay=self.overlay,
             held=self.held,
-            badges=self.badges,
+            badges=self.badges + self._source_badges,
         )
         self._press(self.display.show(self.screen))
 

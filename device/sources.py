@@ -39,7 +39,8 @@ class Source(Protocol):
 
     ``name`` is what a person calls it. ``paced_by_us``: frames are there at once and must be held
     back until their time; a device's come by themselves. ``beam`` and ``span`` (seconds): what is
-    known beforehand. ``length``: frames, where known.
+    known beforehand. ``length``: frames, where known. ``drawn``: whether its pictures are drawn by the
+    program itself, so that nobody must be told that they are not lung.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source(Protocol):
     beam: Beam | None
     span: float | None
     length: int | None
+    drawn: bool
 
     def frames(self) -> Iterator[Frame]:
         """The frames. Raises SourceError or ClipError when the source fails."""
@@ -79,7 +81,7 @@ def open_sources(source: str) -> list[Source]:
 class FileSource:
     """A clip or still picture. Its beam is surveyed before it is read."""
 
-    paced_by_us = True
+    paced_by_us, drawn = True, False
 
     def __init__(self, path: Path) -> None:
         """Raises ClipError where the file cannot be read."""
@@ -106,7 +108,7 @@ def _promised_frames(path: Path) -> int | None:
 class PhantomSource:
     """The phantom as a live scanner, or frame by frame where nobody waits for the clock."""
 
-    paced_by_us = True
+    paced_by_us, drawn = True, True
     beam: Beam | None = None
     span: float | None = None
 
@@ -128,7 +130,7 @@ class PhantomSource:
 class CaptureDevice:
     """A V4L2 capture device, through linuxpy: every wait has a deadline, the kernel's own times."""
 
-    paced_by_us = False
+    paced_by_us, drawn = False, False
     beam: Beam | None = None
     span: float | None = None
     length: int | None = None

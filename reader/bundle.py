@@ -10,13 +10,14 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from reader.errors import BundleError
+from reader.familiar import Familiarity
 from reader.runner import LiteRtRunner
 from reader.verdict import VerdictRule
 
@@ -24,6 +25,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 MODEL = "model_int8.tflite"
 GOLDEN = "golden.npz"
+FAMILIARITY = "familiarity.json"
 CHECKSUMS = "SHA256SUMS"
 SIGNATURE = "SHA256SUMS.sig"
 LARGEST_BUNDLE = 512 * 2**20
@@ -36,7 +38,8 @@ class Specification:
 
     ``size``: side of the input in pixels. ``channels``: the moment each input channel shows, in
     seconds before now. ``beam``: ``ultrasound`` or ``whole``. ``map_channels``: the class map's
-    channels by name, every label among them.
+    channels by name, every label among them. ``familiarity``: what lung looks like, to notice what is
+    not; it lies in a file of its own, and without it anything is taken for lung.
     """
 
     labels: tuple[str, ...]
@@ -47,6 +50,7 @@ class Specification:
     map_channels: tuple[str, ...]
     temperature: float
     verdict: VerdictRule
+    familiarity: Familiarity | None = None
 
     def __post_init__(self) -> None:
         if self.negative not in self.labels or len(set(self.labels)) < 2:
@@ -59,6 +63,12 @@ class Specification:
             raise ValueError("channel times must lie between -10 and 0 seconds")
         if not 32 <= self.size <= 1024 or not 0.01 <= self.temperature <= 100:
             raise ValueError("size or temperature is out of range")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, all but ``familiarity``."""
+        value = asdict(replace(self, familiarity=None))
+        del value["familiarity"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Specification:
@@ -88,7 +98,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as the text of manifest.json."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        plain = asdict(replace(self, reads=replace(self.reads, familiarity=None)))
+        plain["reads"] = self.reads.to_json()
+        return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = MANIFEST) -> Manifest:
@@ -177,7 +189,17 @@ def load_bundle(path: Path) -> Bundle:
             raise BundleError(f"{path}: not a bundle, it lacks {needed}")
     _check_sums(path, files)
     manifest = Manifest.from_json(files[MANIFEST].decode("utf-8"), f"{path}/{MANIFEST}")
-    return Bundle(path, manifest, files)
+    return Bundle(path, _with_familiarity(manifest, files, path), files)
+
+
+def _with_familiarity(manifest: Manifest, files: Mapping[str, bytes], path: Path) -> Manifest:
+    if FAMILIARITY not in files:
+        return manifest
+    try:
+        familiarity = Familiarity.from_json(json.loads(files[FAMILIARITY]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path}/{FAMILIARITY}: not what lung looks like ({error})") from error
+    return replace(manifest, reads=replace(manifest.reads, familiarity=familiarity))
 
 
 def write_bundle(path: Path, files: Mapping[str, bytes]) -> None:

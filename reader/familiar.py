@@ -45,6 +45,8 @@ ECHO_FLOOR = 3.0
 """Gray levels added before a logarithm: below it a scanner's black varies."""
 GRAIN_FLOOR = 0.15
 """The same for gradient energy, in gray levels a pixel squared."""
+LOOK_EVERY = 0.18
+"""Seconds between looks; the answer holds in between."""
 SMOOTHING = 1.0
 """Seconds over which the distance is averaged, so that one odd frame does not drop a reading."""
 
@@ -249,24 +251,30 @@ class Familiarity:
 
 
 class FamiliarityWatch:
-    """Averages the distance over the last second of one beam."""
+    """Looks at one beam a few times a second and averages the distance over the last second."""
 
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, familiarity: Familiarity) -> None:
+        self._familiarity = familiarity
+        self._onlooker: Onlooker | None = None
         self.clear()
 
     def clear(self) -> None:
-        """Forget every picture: the beam or the source changed."""
+        """Forget every picture and the beam: it, or the source, changed."""
         self._past: deque[tuple[float, float]] = deque()
+        self._onlooker = None
 
-    def strange(self, distance: float, at: float) -> bool:
-        """Whether the pictures up to the one captured ``at`` seconds are not of lung."""
-        if self._past and at < self._past[-1][0]:
-            self.clear()
-        self._past.append((at, distance))
+    def strange(self, tensor: Image, mask: Image, at: float, still: bool = False) -> bool:
+        """Whether the pictures up to this one, captured ``at`` seconds, are not of lung; a still stands
+        alone. ``tensor``, ``mask``: uint8 [s, s]."""
+        if self._onlooker is None:
+            self._onlooker = Onlooker(mask)
+        if still or (self._past and at < self._past[-1][0]):
+            self._past.clear()
+        if not self._past or at - self._past[-1][0] >= LOOK_EVERY:
+            self._past.append((at, self._familiarity.distance(self._onlooker.describe(tensor))))
         while self._past[0][0] <= at - SMOOTHING:
             self._past.popleft()
-        return float(np.mean([past for _, past in self._past])) > self._limit
+        return float(np.mean([distance for _, distance in self._past])) > self._familiarity.limit
 
 
 def beside_the_mean(look: Look) -> Float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from reader.beam import Beam, BeamFinder
 from reader.bundle import Specification
 from reader.clips import Frame
+from reader.familiar import FamiliarityWatch
 from reader.preprocess import Moments, Preprocessor
 from reader.runner import Runner
 from reader.signal import (
@@ -23,6 +24,7 @@ from reader.signal import (
     NO_BEAM,
     NO_CONTACT,
     NO_SIGNAL,
+    NOT_LUNG,
     FreezeWatch,
     has_signal,
     in_contact,
@@ -102,6 +104,8 @@ class Reader:
         self._channels = [specification.map_channels.index(x) for x in specification.labels]
         self._moments = Moments(specification.channels)
         self._freeze = FreezeWatch()
+        known = specification.familiarity
+        self._familiar = FamiliarityWatch(known) if known is not None else None
         self._beams = _BeamKeeper(specification, beam)
         self._last_reading_at: float | None = None
 
@@ -131,15 +135,25 @@ class Reader:
         if self._beams.changed:
             self._moments.clear()
             self._freeze.clear()
+            if self._familiar is not None:
+                self._familiar.clear()
         tensor = preprocessor.tensor(image)
         pixels = self._moments.add(tensor, frame.captured_at)
         if reason is None and self._freeze.frozen(tensor, frame):
             reason = FROZEN
         if reason is None and self._reads.beam != "whole":
-            reason = None if in_contact(tensor, preprocessor.mask) else NO_CONTACT
+            reason = self._not_of_lung(tensor, preprocessor.mask, frame)
         if reason is not None:
             return View(frame, self.beam, reason=reason)
         return View(frame, self.beam, pixels=pixels)
+
+    def _not_of_lung(self, tensor: Image, mask: Image, frame: Frame) -> str | None:
+        if not in_contact(tensor, mask):
+            return NO_CONTACT
+        watch = self._familiar
+        if watch is not None and watch.strange(tensor, mask, frame.captured_at, frame.still):
+            return NOT_LUNG
+        return None
 
     def conclude(self, view: View, class_map: Float | None) -> Reading:
         """The part after the network: float32 logits [rows, columns, map channels] to a reading."""

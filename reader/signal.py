@@ -18,6 +18,7 @@ NO_SIGNAL = "no-signal"
 FROZEN = "frozen"
 NO_BEAM = "no-beam"
 NO_CONTACT = "no-contact"
+NOT_LUNG = "not-lung"
 GEOMETRY_CHANGED = "geometry-changed"
 
 EVEN_SPREAD = 3.0

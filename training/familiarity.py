@@ -1,7 +1,8 @@
 """Learns what lung ultrasound looks like, from real lung frames alone.
 
-No picture of anything else is used here, neither to fit nor to choose: the limit is a quantile of the
-distances of patients and scanners that were left out.
+Its parameters and its limit come from no other picture: the limit is a quantile of the distances of
+patients and scanners that were left out. The constants below and ``keep`` were settled by hand with an
+eye on other kinds of pictures too; docs/not-lung.md says which.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GroupKFold
 from sklearn.neural_network import MLPClassifier
 
-from reader.familiar import BANDS, Familiarity, Look, beside_the_mean
+from reader.bundle import Specification
+from reader.familiar import BANDS, Familiarity, Look, Onlooker, beside_the_mean
 from training.datasets import PATIENTS_TO_SPLIT_A_SOURCE, DataError
+from training.views import ClipViews
 
 Floats = NDArray[np.float64]
 
@@ -27,13 +30,32 @@ SHRINKAGE = 0.2
 """How far the correlations of the measures are drawn towards none: few scanners show few of them."""
 HIDDEN = 24
 """Units of the network that tells a block's depth."""
-BLOCKS_SHOWN = 120_000
-"""Blocks that it is taught."""
+BLOCKS_SHOWN, BLOCKS_A_LOOK = 120_000, 100
+"""Most blocks that it is taught, and of one look."""
+LOOKS_A_SECOND = 2.5
 SEED = 1
 
 
+def familiarity_of(clips: Sequence[ClipViews], reads: Specification) -> Familiarity:
+    """``fit_familiarity`` from clips, each looked at LOOKS_A_SECOND times a second."""
+    looks, patients, sources = [], [], []
+    now = int(np.argmax(reads.channels))
+    for clip in clips:
+        if clip.beam is None:
+            continue
+        onlooker, due = Onlooker(clip.mask(reads.size)), -1e9
+        for view in clip.views:
+            if view.pixels is None or view.frame.captured_at < due - 1e-3:
+                continue
+            due = view.frame.captured_at + 1 / LOOKS_A_SECOND
+            looks.append(onlooker.describe(view.pixels[:, :, now]))
+            patients.append(clip.sample.patient)
+            sources.append(clip.sample.source)
+    return fit_familiarity(looks, patients, sources)
+
+
 def fit_familiarity(
-    looks: Sequence[Look], patients: Sequence[str], sources: Sequence[str], keep: float = 0.97
+    looks: Sequence[Look], patients: Sequence[str], sources: Sequence[str], keep: float = 0.98
 ) -> Familiarity:
     """Learn from the looks of real lung frames, with each frame's patient and source.
 
@@ -134,8 +156,9 @@ def _fit(looks: Sequence[Look], weights: Floats) -> Familiarity:
 def _fit_depth(looks: Sequence[Look], weights: Floats) -> tuple[Floats, Floats, MLPClassifier]:
     """The network that tells a block's depth band from its grain, every band shown as often."""
     random = np.random.default_rng(SEED)
-    bands = random.integers(0, BANDS, BLOCKS_SHOWN)
-    chosen = random.choice(len(looks), BLOCKS_SHOWN, p=weights)
+    count = min(BLOCKS_SHOWN, BLOCKS_A_LOOK * len(looks))
+    bands = random.integers(0, BANDS, count)
+    chosen = random.choice(len(looks), count, p=weights)
     shown, taught = [], []
     for index in np.unique(chosen):
         look, grain = looks[index], beside_the_mean(looks[index])
@@ -153,7 +176,7 @@ def _fit_depth(looks: Sequence[Look], weights: Floats) -> tuple[Floats, Floats, 
         (HIDDEN,), alpha=0.1, max_iter=12, learning_rate_init=3e-3, batch_size=512, random_state=SEED
     )
     with warnings.catch_warnings():
-        # Twelve rounds are meant: more of them learn the patients.
+        # It is stopped after twelve rounds, not run until it converges.
         warnings.simplefilter("ignore", ConvergenceWarning)
         network.fit(np.clip((x - centre) / scale, -4, 4), y)
     return centre, scale, network

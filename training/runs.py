@@ -8,6 +8,7 @@ renamed when whole; a part left by the same recipe and data can be resumed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -21,11 +22,13 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from reader.bundle import Specification
+from reader.bundle import FAMILIARITY, Specification
+from reader.familiar import Familiarity
 from training import networks
 from training.audit import confounds_of
 from training.datasets import DataError, Sample, Task, patient_digest
 from training.evaluation import Prediction, full_metrics, metrics, predict, write_json, write_predictions
+from training.familiarity import familiarity_of
 from training.fitting import Recipe, Start, fit
 from training.folds import Folds, cross_validate
 from training.rules import choose_rule, starting_rule
@@ -80,6 +83,9 @@ def load_run(path: Path) -> Run:
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         specification = Specification.from_json(record["reads"])
+        if (path / FAMILIARITY).is_file():
+            known = Familiarity.from_json(json.loads((path / FAMILIARITY).read_text(encoding="utf-8")))
+            specification = dataclasses.replace(specification, familiarity=known)
         task = Task.from_json(record["task"])
         return Run(path, task, Recipe(**record["recipe"]), specification, record)
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -105,6 +111,8 @@ def train(samples: Sequence[Sample], task: Task, plan: Plan, out: Path, resume: 
     figures, history, reads = _cross_validated(clips, task, plan, reads, part)
     fitted = fit(clips, task, plan.recipe, plan.start, part / "fits" / "all", "all")
     fitted.network.save_weights(part / WEIGHTS)
+    if task.beam == "ultrasound":
+        _keep_familiarity(clips, reads, part)
     np.savez_compressed(part / "calibration.npz", inputs=calibration_inputs(clips, plan.recipe.seed))
     record = _record(samples, task, plan, reads, figures, history + fitted.history)
     write_json(part / "run.json", record)
@@ -142,6 +150,15 @@ def _cross_validated(
     write_predictions(part / "predictions.csv", predictions, reads.labels)
     figures = _pooled_figures(predictions, reads, plan.folds.count)
     return {**figures, "rules_tried": tried}, history, reads
+
+
+def _keep_familiarity(clips: Sequence[ClipViews], reads: Specification, part: Path) -> None:
+    try:
+        known = familiarity_of(clips, reads)
+    except DataError as error:
+        print(f"*** NO NOT-LUNG TEST: {error}; anything in a beam will get a verdict ***", flush=True)
+        return
+    (part / FAMILIARITY).write_text(json.dumps(known.to_json()), encoding="utf-8")
 
 
 def _keep_logs(part: Path) -> None:
@@ -207,7 +224,7 @@ def _record(
         "recipe": asdict(plan.recipe),
         "folds": asdict(plan.folds),
         "sensitivity_aimed_at": plan.sensitivity,
-        "reads": asdict(reads),
+        "reads": reads.to_json(),
         "backend": f"keras {keras.__version__} on {keras.backend.backend()}",
         "data": data,
         "confounds": confounds_of(samples, task),

@@ -21,16 +21,11 @@ Image = np.ndarray
 
 @pytest.fixture(scope="module")
 def clips(data: Path) -> list[ClipViews]:
-    """One clip a patient of one scanner, and two clips each of three other sources."""
-    samples = load_samples(data / "lus")
-    firsts = list({s.patient: s for s in samples if s.source == "blues"}.values())[:26]
-    others = [
-        sample
-        for source in ("pocus-volpecelli", "pocus-recommendations", "pocus-atlas")
-        for sample in [s for s in samples if s.source == source][:2]
-    ]
+    """One clip of each patient of one scanner."""
+    samples = load_samples(data / "lus", ["source=blues"])
+    firsts = list({sample.patient: sample for sample in samples}.values())
     reads = specification(load_task("lus-opacity"), Recipe())
-    return [look_through(sample, reads, 2.0) for sample in firsts + others]
+    return [look_through(sample, reads, 2.0) for sample in firsts]
 
 
 def frames(clip: ClipViews) -> tuple[list[Image], Image]:
@@ -49,8 +44,8 @@ def looks(clips: list[ClipViews], change: Callable[[Image], Image] = lambda x: x
 
 @pytest.fixture(scope="module")
 def learnt(clips: list[ClipViews]) -> Familiarity:
-    """Learnt without the last six patients of the first scanner."""
-    chosen = clips[:20] + clips[26:]
+    """Learnt without every fourth patient."""
+    chosen = [clip for i, clip in enumerate(clips) if i % 4]
     seen = looks(chosen)
     patients = [c.sample.patient for c, of in zip(chosen, seen, strict=True) for _ in of]
     sources = [c.sample.source for c, of in zip(chosen, seen, strict=True) for _ in of]
@@ -62,7 +57,7 @@ def strange(learnt: Familiarity, seen: list[list[Look]]) -> float:
 
 
 def test_lungs_of_patients_not_learnt_from_are_familiar(learnt: Familiarity, clips: list[ClipViews]) -> None:
-    assert strange(learnt, looks(clips[20:26])) < 0.15
+    assert strange(learnt, looks(clips[::4])) < 0.15
 
 
 @pytest.mark.parametrize("turned", ["upside down", "a quarter round", "shuffled"])
@@ -79,7 +74,7 @@ def test_beams_that_are_not_as_a_lung_lies_are_strange(
         "a quarter round": lambda x: np.ascontiguousarray(np.rot90(x)),
         "shuffled": shuffle,
     }[turned]
-    assert strange(learnt, looks(clips[20:26], change)) > 0.8
+    assert strange(learnt, looks(clips[::4], change)) > 0.8
 
 
 def test_x_rays_in_a_beam_are_strange(learnt: Familiarity, clips: list[ClipViews], data: Path) -> None:
