@@ -75,7 +75,7 @@ def _inputs(manifest: Manifest) -> list[str]:
     where = "the ultrasound beam alone, masked" if reads.beam == "ultrasound" else "the whole picture"
     return [
         f"The label is the data set's own, a clip or picture at a time ({', '.join(reads.labels)}). Input: "
-        f"{where}, gray, {reads.size} x {reads.size}, at {', '.join(f'{-t:g}' for t in reads.channels)} s before now. "
+        f"{where}, gray, {reads.size} x {reads.size}, at {', '.join(f'{abs(t):g}' for t in reads.channels)} s before now. "
         "Output: a map of the labels, averaged over the beam into a probability; or that it cannot tell, or "
         "why there is no reading. Files without a label of the task were left out; a clip in which no frame "
         "could be read is counted and gets no figure.",
@@ -84,9 +84,10 @@ def _inputs(manifest: Manifest) -> list[str]:
 
 def _development(manifest: Manifest) -> list[str]:
     of = manifest.provenance
+    within = " within each source" if of["recipe"]["balance_sources"] else ""
     return [
         f"{manifest.figures['float'].get('how', 'Nothing was held out')}. The shipped network was then fitted on "
-        "all of these patients; it inherits the figures. Labels weigh alike in the loss. The sample size is what "
+        f"all of these patients; it inherits the figures. Labels weigh alike in the loss{within}. The sample size is what "
         "the public sets offer; it was not calculated beforehand.",
         f"Recipe: `{json.dumps(of['recipe'])}`.",
         f"Made by `{of['command']}` ({of['backend']}, {of['made']}). No phantom frame was trained on.",
@@ -128,7 +129,7 @@ def _parts(figures: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _interval(of: Mapping[str, float] | None) -> str:
-    return "-" if not of else f"{of['value']:.2f} ({of['low']:.2f}-{of['high']:.2f})"
+    return "-" if not of else f"{of['value']:.3f} ({of['low']:.3f}-{of['high']:.3f})"
 
 
 def _subgroups(figures: Mapping[str, Any]) -> list[str]:

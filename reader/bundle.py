@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,7 +50,7 @@ class Specification:
     map_channels: tuple[str, ...]
     temperature: float
     verdict: VerdictRule
-    familiarity: Familiarity | None = None
+    familiarity: Familiarity | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.negative not in self.labels or len(set(self.labels)) < 2:

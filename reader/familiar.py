@@ -251,30 +251,32 @@ class Familiarity:
 
 
 class FamiliarityWatch:
-    """Looks at one beam a few times a second and averages the distance over the last second."""
+    """Averages the distance of one beam's pictures over the last second."""
 
-    def __init__(self, familiarity: Familiarity) -> None:
-        self._familiarity = familiarity
-        self._onlooker: Onlooker | None = None
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
         self.clear()
 
     def clear(self) -> None:
-        """Forget every picture and the beam: it, or the source, changed."""
+        """Forget every picture: the beam or the source changed."""
         self._past: deque[tuple[float, float]] = deque()
-        self._onlooker = None
 
-    def strange(self, tensor: Image, mask: Image, at: float, still: bool = False) -> bool:
-        """Whether the pictures up to this one, captured ``at`` seconds, are not of lung; a still stands
-        alone. ``tensor``, ``mask``: uint8 [s, s]."""
-        if self._onlooker is None:
-            self._onlooker = Onlooker(mask)
-        if still or (self._past and at < self._past[-1][0]):
-            self._past.clear()
-        if not self._past or at - self._past[-1][0] >= LOOK_EVERY:
-            self._past.append((at, self._familiarity.distance(self._onlooker.describe(tensor))))
+    def due(self, at: float) -> bool:
+        """Whether the picture captured ``at`` seconds is to be looked at, or the answer still holds."""
+        return not self._past or not 0 <= at - self._past[-1][0] < LOOK_EVERY
+
+    def add(self, distance: float, at: float) -> None:
+        """Take the distance of the picture captured ``at`` seconds."""
+        if self._past and at < self._past[-1][0]:
+            self.clear()
+        self._past.append((at, distance))
         while self._past[0][0] <= at - SMOOTHING:
             self._past.popleft()
-        return float(np.mean([distance for _, distance in self._past])) > self._familiarity.limit
+
+    @property
+    def strange(self) -> bool:
+        """Whether the pictures so far are not of lung."""
+        return bool(np.mean([distance for _, distance in self._past]) > self._limit)
 
 
 def beside_the_mean(look: Look) -> Float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reader.beam import Beam, BeamFinder
 from reader.bundle import Specification
 from reader.clips import Frame
-from reader.familiar import FamiliarityWatch
+from reader.familiar import FamiliarityWatch, Onlooker
 from reader.preprocess import Moments, Preprocessor
 from reader.runner import Runner
 from reader.signal import (
@@ -105,7 +105,8 @@ class Reader:
         self._moments = Moments(specification.channels)
         self._freeze = FreezeWatch()
         known = specification.familiarity
-        self._familiar = FamiliarityWatch(known) if known is not None else None
+        self._familiar = FamiliarityWatch(known.limit) if known is not None else None
+        self._onlooker: Onlooker | None = None
         self._beams = _BeamKeeper(specification, beam)
         self._last_reading_at: float | None = None
 
@@ -135,8 +136,7 @@ class Reader:
         if self._beams.changed:
             self._moments.clear()
             self._freeze.clear()
-            if self._familiar is not None:
-                self._familiar.clear()
+            self._onlooker = None
         tensor = preprocessor.tensor(image)
         pixels = self._moments.add(tensor, frame.captured_at)
         if reason is None and self._freeze.frozen(tensor, frame):
@@ -150,10 +150,15 @@ class Reader:
     def _not_of_lung(self, tensor: Image, mask: Image, frame: Frame) -> str | None:
         if not in_contact(tensor, mask):
             return NO_CONTACT
-        watch = self._familiar
-        if watch is not None and watch.strange(tensor, mask, frame.captured_at, frame.still):
-            return NOT_LUNG
-        return None
+        watch, known = self._familiar, self._reads.familiarity
+        if watch is None or known is None:
+            return None
+        if self._onlooker is None or frame.still:
+            watch.clear()
+            self._onlooker = Onlooker(mask)
+        if watch.due(frame.captured_at):
+            watch.add(known.distance(self._onlooker.describe(tensor)), frame.captured_at)
+        return NOT_LUNG if watch.strange else None
 
     def conclude(self, view: View, class_map: Float | None) -> Reading:
         """The part after the network: float32 logits [rows, columns, map channels] to a reading."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from reader.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from reader.bundle import CHECKSUMS, DEFAULT_BUNDLE, FAMILIARITY, Bundle, load_bundle, write_bundle
 from reader.phantom import RATE, Act, Phantom
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,15 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def default_bundle() -> Bundle:
     return load_bundle(DEFAULT_BUNDLE)
+
+
+@pytest.fixture(scope="session")
+def phantom_bundle(default_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The default bundle without its not-lung test, which would rightly refuse the drawn phantom."""
+    files = {k: v for k, v in default_bundle.files.items() if k not in (FAMILIARITY, CHECKSUMS)}
+    path = tmp_path_factory.mktemp("bundles") / "phantom"
+    write_bundle(path, files)
+    return load_bundle(path)
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -148,7 +148,7 @@ def _cross_validated(
     reads, tried = choose_rule(out, reads, maps, task, plan.sensitivity)
     predictions = predict(out, reads, maps)
     write_predictions(part / "predictions.csv", predictions, reads.labels)
-    figures = _pooled_figures(predictions, reads, plan.folds.count)
+    figures = _pooled_figures(predictions, reads, plan.folds)
     return {**figures, "rules_tried": tried}, history, reads
 
 
@@ -173,15 +173,17 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _pooled_figures(predictions: Sequence[Prediction], reads: Specification, folds: int) -> dict[str, Any]:
+def _pooled_figures(predictions: Sequence[Prediction], reads: Specification, folds: Folds) -> dict[str, Any]:
     """Out-of-fold figures of everything, and of each source that holds both labels."""
     figures: dict[str, Any] = {
-        "how": f"{folds}-fold cross-validation by patient and small source, pooled; the threshold, "
+        "how": f"{folds.count}-fold cross-validation by {'source' if folds.by_source else 'patient and small source'}"
+        f"{f', {folds.only} of the folds' if folds.only else ''}, pooled; the threshold, "
         "temperature and abstain band were chosen on these same folds",
         "pooled": full_metrics(predictions, reads, set()),
     }
     figures["pooled"].get("abstaining", {}).pop("curve", None)
-    for source in sorted({item.sample.source for item in predictions}):
+    sources = sorted({item.sample.source for item in predictions})
+    for source in sources if len(sources) > 1 else ():
         of = [item for item in predictions if item.sample.source == source]
         if source and len({item.sample.label for item in of}) > 1 and len(of) >= 20:
             figures[source] = metrics(of, reads)

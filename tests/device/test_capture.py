@@ -29,6 +29,7 @@ class Stalling:
     beam = None
     span = None
     length = None
+    drawn = False
 
     def __init__(self, error: Exception | None = None) -> None:
         self.go_on = threading.Event()
@@ -83,10 +84,10 @@ def test_the_newest_frame_wins_and_nothing_queues(phantom_clip: Path) -> None:
     assert capture.dropped >= 9
 
 
-def test_a_stale_picture_is_never_shown_as_live(default_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_stale_picture_is_never_shown_as_live(phantom_bundle: Bundle, tmp_path: Path) -> None:
     source = Stalling()
     display = Watching(source)
-    bedside(default_bundle, display, tmp_path).run(source, live=True)
+    bedside(phantom_bundle, display, tmp_path).run(source, live=True)
     assert display.states[-1] == "stale"
     assert display.screens[-1].reading.p is None
     assert display.screens[-1].age_ms > 500
@@ -94,27 +95,27 @@ def test_a_stale_picture_is_never_shown_as_live(default_bundle: Bundle, tmp_path
 
 
 def test_times_count_from_the_first_frame_whatever_the_devices_clock_says(
-    default_bundle: Bundle, tmp_path: Path
+    phantom_bundle: Bundle, tmp_path: Path
 ) -> None:
     source = Stalling()
     results = tmp_path / "r.jsonl"
-    bedside(default_bundle, Watching(source), tmp_path, results).run(source, live=True)
+    bedside(phantom_bundle, Watching(source), tmp_path, results).run(source, live=True)
     times = [json.loads(line)["t"] for line in results.read_text().splitlines()]
     assert times[0] == 0.0
     assert times == sorted(times)
 
 
-def test_a_device_that_vanishes_ends_with_its_own_words(default_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_device_that_vanishes_ends_with_its_own_words(phantom_bundle: Bundle, tmp_path: Path) -> None:
     source = Stalling(SourceError("/dev/video0: the device is gone"))
     display = Watching(source)
     with pytest.raises(SourceError, match="gone"):
-        bedside(default_bundle, display, tmp_path).run(source, live=True)
+        bedside(phantom_bundle, display, tmp_path).run(source, live=True)
     assert source.closed
 
 
-def test_keys_hold_the_picture_and_quit(default_bundle: Bundle, tmp_path: Path, phantom_clip: Path) -> None:
+def test_keys_hold_the_picture_and_quit(phantom_bundle: Bundle, tmp_path: Path, phantom_clip: Path) -> None:
     display = Watching(keys=[*[""] * 4, "f", *[""] * 5, "s", *[""] * 4, "q"])
-    run = bedside(default_bundle, display, tmp_path, tmp_path / "r.jsonl")
+    run = bedside(phantom_bundle, display, tmp_path, tmp_path / "r.jsonl")
     run.run(open_sources(str(phantom_clip))[0], live=False)
     assert len(display.screens) == 16, "q did not end the run"
     held = [screen for screen in display.screens if screen.held]
@@ -124,9 +125,9 @@ def test_keys_hold_the_picture_and_quit(default_bundle: Bundle, tmp_path: Path, 
     assert '"held"' in (tmp_path / "r.jsonl").read_text()
 
 
-def test_the_age_of_a_picture_is_known(default_bundle: Bundle, tmp_path: Path, phantom_clip: Path) -> None:
+def test_the_age_of_a_picture_is_known(phantom_bundle: Bundle, tmp_path: Path, phantom_clip: Path) -> None:
     display = Watching()
-    bedside(default_bundle, display, tmp_path).run(FileSource(phantom_clip), live=True)
+    bedside(phantom_bundle, display, tmp_path).run(FileSource(phantom_clip), live=True)
     ages = np.array([screen.age_ms for screen in display.screens])
     assert (ages > 0).all()
     assert display.screens[-1].fps > 0

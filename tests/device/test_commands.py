@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from reader.bundle import DEFAULT_BUNDLE
+from reader.bundle import DEFAULT_BUNDLE, Bundle
 from reader.phantom import PATIENT, Phantom
 from tests.conftest import ROOT, Command, write_clip
 from tests.reader.test_clips import bad_files
@@ -28,11 +28,21 @@ def lines(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("pace", ["live", "max"])
 def test_run_writes_a_line_a_frame(
-    sonoglance: Command, phantom_clip: Path, tmp_path: Path, pace: str
+    sonoglance: Command, phantom_clip: Path, phantom_bundle: Bundle, tmp_path: Path, pace: str
 ) -> None:
     results = tmp_path / "r.jsonl"
     done = sonoglance(
-        "run", "--source", phantom_clip, "--display", "none", "--results", results, "--pace", pace
+        "run",
+        "--source",
+        phantom_clip,
+        "--bundle",
+        phantom_bundle.path,
+        "--display",
+        "none",
+        "--results",
+        results,
+        "--pace",
+        pace,
     )
     assert done.returncode == 0, done.stderr
     written = lines(results)

@@ -116,15 +116,33 @@ def test_the_distance_grows_with_either_measure() -> None:
 
 def test_one_odd_frame_does_not_drop_a_reading_but_a_second_of_them_does() -> None:
     watch = FamiliarityWatch(limit=1.7)
-    calm = [watch.strange(0.5, i / 10) for i in range(20)]
-    assert not any(calm)
-    assert not watch.strange(6.0, 2.0)
-    assert [watch.strange(6.0, 2.1 + i / 10) for i in range(10)][-1]
+    for i in range(20):
+        watch.add(0.5, i / 10)
+        assert not watch.strange
+    watch.add(6.0, 2.0)
+    assert not watch.strange
+    for i in range(10):
+        watch.add(6.0, 2.1 + i / 10)
+    assert watch.strange
     watch.clear()
-    assert not watch.strange(0.5, 3.2)
+    watch.add(0.5, 3.2)
+    assert not watch.strange
 
 
 def test_a_source_that_starts_again_starts_anew() -> None:
     watch = FamiliarityWatch(limit=1.7)
-    assert watch.strange(9.0, 5.0)
-    assert not watch.strange(0.5, 0.0)
+    watch.add(9.0, 5.0)
+    assert watch.strange
+    assert watch.due(0.0)
+    watch.add(0.5, 0.0)
+    assert not watch.strange
+
+
+def test_looks_are_spared_between_frames() -> None:
+    watch = FamiliarityWatch(limit=1.7)
+    looked = 0
+    for i in range(120):
+        if watch.due(i / 60):
+            watch.add(0.5, i / 60)
+            looked += 1
+    assert 8 <= looked <= 12

@@ -23,6 +23,12 @@ def read_phantom(bundle: Bundle, *acts: Act, seed: int = 7) -> list[Reading]:
     ]
 
 
+def test_a_drawing_in_the_beam_is_not_lung(default_bundle: Bundle) -> None:
+    readings = read_phantom(default_bundle, Act("normal", 2.0))
+    assert {r.state for r in readings if r.frame.captured_at > 0.5} == {"not-lung"}
+    assert all(r.p is None for r in readings if r.state == "not-lung")
+
+
 @pytest.mark.parametrize(
     ("act", "state"),
     [
@@ -33,42 +39,42 @@ def read_phantom(bundle: Bundle, *acts: Act, seed: int = 7) -> list[Reading]:
     ],
 )
 def test_each_fault_of_the_picture_is_named_and_gives_no_probability(
-    default_bundle: Bundle, act: str, state: str
+    phantom_bundle: Bundle, act: str, state: str
 ) -> None:
-    readings = read_phantom(default_bundle, Act(act, 2.0))
+    readings = read_phantom(phantom_bundle, Act(act, 2.0))
     assert {reading.state for reading in readings} == {state}
     assert all(reading.p is None and reading.class_map is None for reading in readings)
 
 
-def test_snow_is_no_signal(default_bundle: Bundle) -> None:
-    reader = Reader(default_bundle.manifest.reads, default_bundle.runner(1))
+def test_snow_is_no_signal(phantom_bundle: Bundle) -> None:
+    reader = Reader(phantom_bundle.manifest.reads, phantom_bundle.runner(1))
     random = np.random.default_rng(2)
     for i in range(5):
         snow = random.normal(120, 50, (720, 1280)).clip(0, 255).astype(np.uint8)
         assert reader.read(Frame(snow, i / 25, i)).state == "no-signal"
 
 
-def test_a_probe_in_air_is_named(default_bundle: Bundle) -> None:
-    readings = read_phantom(default_bundle, Act("normal", 2.0), Act("no-contact", 2.0))
+def test_a_probe_in_air_is_named(phantom_bundle: Bundle) -> None:
+    readings = read_phantom(phantom_bundle, Act("normal", 2.0), Act("no-contact", 2.0))
     assert {r.state for r in readings if r.frame.captured_at >= 2.0} == {"no-contact"}
 
 
-def test_a_frozen_picture_is_named_within_a_second_or_so_and_left_again(default_bundle: Bundle) -> None:
-    readings = read_phantom(default_bundle, Act("normal", 3.0), Act("frozen", 3.0), Act("normal", 3.0))
+def test_a_frozen_picture_is_named_within_a_second_or_so_and_left_again(phantom_bundle: Bundle) -> None:
+    readings = read_phantom(phantom_bundle, Act("normal", 3.0), Act("frozen", 3.0), Act("normal", 3.0))
     frozen = [r.frame.captured_at for r in readings if r.state == "frozen"]
     assert frozen[0] == pytest.approx(4.0, abs=0.2)
     assert frozen[-1] == pytest.approx(6.0, abs=0.2)
 
 
-def test_a_still_is_never_frozen(default_bundle: Bundle) -> None:
-    reader = Reader(default_bundle.manifest.reads, default_bundle.runner(1))
+def test_a_still_is_never_frozen(phantom_bundle: Bundle) -> None:
+    reader = Reader(phantom_bundle.manifest.reads, phantom_bundle.runner(1))
     image = Phantom().frame(7.0)
     states = {reader.read(Frame(image, i * 1.0, i, still=True)).state for i in range(5)}
     assert "frozen" not in states
 
 
-def test_a_beam_that_moved_is_named_found_again_and_read_on(default_bundle: Bundle) -> None:
-    readings = read_phantom(default_bundle, Act("normal", 6.0), Act("moved", 6.0))
+def test_a_beam_that_moved_is_named_found_again_and_read_on(phantom_bundle: Bundle) -> None:
+    readings = read_phantom(phantom_bundle, Act("normal", 6.0), Act("moved", 6.0))
     changed = [r.frame.captured_at for r in readings if r.state == "geometry-changed"]
     assert changed
     assert 6.0 <= changed[0] < 7.5
@@ -79,24 +85,24 @@ def test_a_beam_that_moved_is_named_found_again_and_read_on(default_bundle: Bund
     assert readings[-1].p is not None
 
 
-def test_a_beam_that_moved_while_the_signal_was_away_is_noticed(default_bundle: Bundle) -> None:
-    readings = read_phantom(default_bundle, Act("moved", 5.0), Act("black", 1.0), Act("consolidation", 5.0))
+def test_a_beam_that_moved_while_the_signal_was_away_is_noticed(phantom_bundle: Bundle) -> None:
+    readings = read_phantom(phantom_bundle, Act("moved", 5.0), Act("black", 1.0), Act("consolidation", 5.0))
     beam = readings[-1].beam
     assert beam is not None
     assert beam.bounds[1] < 70, "the old setting's beam is still in use"
     assert "geometry-changed" in {r.state for r in readings if r.frame.captured_at > 6}
 
 
-def test_another_picture_size_is_another_geometry(default_bundle: Bundle) -> None:
-    reader = Reader(default_bundle.manifest.reads, default_bundle.runner(1))
+def test_another_picture_size_is_another_geometry(phantom_bundle: Bundle) -> None:
+    reader = Reader(phantom_bundle.manifest.reads, phantom_bundle.runner(1))
     image = Phantom().frame(7.0)
     reader.read(Frame(image, 0.0, 0))
     reading = reader.read(Frame(cv2.resize(image, (640, 360)), 0.1, 1))
     assert reading.state == "geometry-changed"
 
 
-def test_a_reading_says_which_frame_and_where(default_bundle: Bundle) -> None:
-    reading = read_phantom(default_bundle, Act("consolidation", 3.0))[-1]
+def test_a_reading_says_which_frame_and_where(phantom_bundle: Bundle) -> None:
+    reading = read_phantom(phantom_bundle, Act("consolidation", 3.0))[-1]
     assert reading.frame.sequence == 74
     assert reading.p is not None
     assert sum(reading.p.values()) == pytest.approx(1, abs=1e-3)
@@ -105,8 +111,8 @@ def test_a_reading_says_which_frame_and_where(default_bundle: Bundle) -> None:
     assert ((reading.class_map >= 0) & (reading.class_map <= 1)).all()
 
 
-def test_signal_lost_for_a_moment_withdraws_the_verdict(default_bundle: Bundle) -> None:
-    readings = read_phantom(default_bundle, Act("normal", 4.0), Act("black", 1.0), Act("normal", 4.0))
+def test_signal_lost_for_a_moment_withdraws_the_verdict(phantom_bundle: Bundle) -> None:
+    readings = read_phantom(phantom_bundle, Act("normal", 4.0), Act("black", 1.0), Act("normal", 4.0))
     back = next(r for r in readings if r.frame.captured_at > 5.2)
     assert back.state == "uncertain"
     assert not back.full
