@@ -175,10 +175,11 @@ def _made(folder: Path) -> Path:
 
 def _pooled_figures(predictions: Sequence[Prediction], reads: Specification, folds: Folds) -> dict[str, Any]:
     """Out-of-fold figures of everything, and of each source that holds both labels."""
+    by = "source" if folds.by_source else "patient and small source"
+    some = f", {folds.only} of the folds" if folds.only else ""
     figures: dict[str, Any] = {
-        "how": f"{folds.count}-fold cross-validation by {'source' if folds.by_source else 'patient and small source'}"
-        f"{f', {folds.only} of the folds' if folds.only else ''}, pooled; the threshold, "
-        "temperature and abstain band were chosen on these same folds",
+        "how": f"{folds.count}-fold cross-validation by {by}{some}, pooled; the threshold, temperature and "
+        "abstain band were chosen on these same folds",
         "pooled": full_metrics(predictions, reads, set()),
     }
     figures["pooled"].get("abstaining", {}).pop("curve", None)
