@@ -132,7 +132,8 @@ def fit(
     number, DataError where no clip has a frame that can be read, CheckpointError on a full disk.
     """
     keras.utils.set_random_seed(recipe.seed)
-    network = networks.build(recipe.network, recipe.size, len(task.labels), recipe.dropout)
+    whole = task.beam == "whole"
+    network = networks.build(recipe.network, recipe.size, len(task.labels), recipe.dropout, whole=whole)
     _begin(network, recipe, start)
     watched: Sequence[ClipViews] = ()
     if recipe.patience:

@@ -27,6 +27,7 @@ from training.weights import WeightsError, imagenet_weights_file, read_legacy_to
 BATCH_NORM_EPSILON = 1e-3
 FEATURES_LAYER = "top_activation"
 MAP_LAYER = "class_map"
+USUAL_LAYER = "usual_map"
 SCRATCH_CHANNELS = (16, 32, 64, 96, 128)
 
 
@@ -40,12 +41,45 @@ class Network:
     pretrained: bool = True
 
 
-def build(name: str, size: int, map_channels: int, dropout: float, batch: int | None = None) -> keras.Model:
+class UsualMap(keras.layers.Layer):  # type: ignore[misc]
+    """Takes from each cell of a map what is usual there, and nothing from the map's mean.
+
+    In whole pictures that are always framed alike, cells outside the body know nothing and sit at even
+    odds, above every healthy lung; without this the likeliest cell lies in the background. All zeros
+    until ``settle_usual_map``.
+    """
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        """Make the zeros, float32 [1, rows, columns, channels]."""
+        self.usual = self.add_weight(
+            shape=(1, *shape[1:]), initializer="zeros", trainable=False, name="usual", dtype="float32"
+        )
+
+    def call(self, maps: Any) -> Any:
+        """Maps [n, rows, columns, channels] less what is usual."""
+        return maps - self.usual
+
+
+def settle_usual_map(network: keras.Model, maps: NDArray[np.float32]) -> None:
+    """Learn what is usual from the maps of negative pictures, float32 [n, rows, columns, channels].
+
+    Only differences between cells are taken, so that a picture's mean, its score, stays what it was.
+    """
+    mean = maps.mean(axis=0, keepdims=True)
+    layer = network.get_layer(USUAL_LAYER)
+    earlier = keras.ops.convert_to_numpy(layer.usual)
+    layer.usual.assign(earlier + mean - mean.mean(axis=(1, 2), keepdims=True))
+
+
+def build(
+    name: str, size: int, map_channels: int, dropout: float, batch: int | None = None, whole: bool = False
+) -> keras.Model:
     """A network of the table ``NETWORKS`` with random weights and a zero class map.
 
     Input: float32 [batch, size, size, 3]. Output: float32 logits [batch, rows, columns, map_channels],
     whatever the policy of mixed precision. ``batch`` fixes the batch dimension, which conversion needs
-    (no dynamic shapes). Raises ValueError for an unknown name.
+    (no dynamic shapes). ``whole``: for whole pictures, with a ``UsualMap``. Raises ValueError for an
+    unknown name.
     """
     if name not in NETWORKS:
         raise ValueError(f"no network {name!r}; known are {', '.join(NETWORKS)}")
@@ -54,6 +88,8 @@ def build(name: str, size: int, map_channels: int, dropout: float, batch: int | 
     x = layers.SpatialDropout2D(dropout, name="dropout")(x)
     # Zeros: no class is preferred before the first step, whatever the features' scale.
     outputs = layers.Conv2D(map_channels, 1, kernel_initializer="zeros", dtype="float32", name=MAP_LAYER)(x)
+    if whole:
+        outputs = UsualMap(dtype="float32", name=USUAL_LAYER)(outputs)
     return keras.Model(inputs, outputs, name=name.replace("-", "_"))
 
 

@@ -29,14 +29,16 @@ from training.audit import confounds_of
 from training.datasets import DataError, Sample, Task, patient_digest
 from training.evaluation import Prediction, full_metrics, metrics, predict, write_json, write_predictions
 from training.familiarity import familiarity_of
-from training.fitting import Recipe, Start, fit
+from training.fitting import NetworkMaps, Recipe, Start, fit
 from training.folds import Folds, cross_validate
 from training.rules import choose_rule, starting_rule
-from training.views import ClipViews, gather_views
+from training.views import ClipViews, gather_views, read_maps
 
 RATE = 5.0
 """Frames a second that are looked at in training; the verdict counts in seconds, not frames."""
 CALIBRATION_IMAGES = 240
+USUAL_PICTURES = 400
+"""Most negative pictures that the usual map is learnt from."""
 WEIGHTS = "network.weights.h5"
 STARTED = "started.json"
 
@@ -54,7 +56,8 @@ class Run:
     def network(self, batch: int | None = None) -> keras.Model:
         """The trained network; ``batch`` fixes its batch dimension."""
         of = self.recipe
-        network = networks.build(of.network, of.size, len(self.reads.map_channels), of.dropout, batch)
+        channels, whole = len(self.reads.map_channels), self.reads.beam == "whole"
+        network = networks.build(of.network, of.size, channels, of.dropout, batch, whole)
         network.load_weights(self.path / WEIGHTS)
         return network
 
@@ -110,6 +113,8 @@ def train(samples: Sequence[Sample], task: Task, plan: Plan, out: Path, resume: 
     clips = gather_views(samples, reads, RATE)
     figures, history, reads = _cross_validated(clips, task, plan, reads, part)
     fitted = fit(clips, task, plan.recipe, plan.start, part / "fits" / "all", "all")
+    if task.beam == "whole":
+        _settle(fitted.network, clips, task)
     fitted.network.save_weights(part / WEIGHTS)
     if task.beam == "ultrasound":
         _keep_familiarity(clips, reads, part)
@@ -150,6 +155,12 @@ def _cross_validated(
     write_predictions(part / "predictions.csv", predictions, reads.labels)
     figures = _pooled_figures(predictions, reads, plan.folds)
     return {**figures, "rules_tried": tried}, history, reads
+
+
+def _settle(network: keras.Model, clips: Sequence[ClipViews], task: Task) -> None:
+    negative = [clip for clip in clips if clip.sample.label == task.negative]
+    step = -(-len(negative) // USUAL_PICTURES)
+    networks.settle_usual_map(network, np.concatenate(read_maps(negative[::step], NetworkMaps(network))))
 
 
 def _keep_familiarity(clips: Sequence[ClipViews], reads: Specification, part: Path) -> None:

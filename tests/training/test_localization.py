@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from reader import phantom
 from reader.beam import Beam
-from reader.bundle import Bundle
-from reader.clips import Frame
+from reader.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from reader.clips import Frame, read_frames
 from reader.phantom import Act, Phantom
 from reader.preprocess import Preprocessor
 from reader.reader import Reader
@@ -397,3 +397,23 @@ def test_damaged_lung_fields_are_refused(tmp_path: Path, value: Any) -> None:
 def test_lung_fields_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.json"):
         load_lung_fields(tmp_path / "gone.json")
+
+
+@pytest.mark.data
+def test_an_x_ray_networks_peaks_fall_in_the_lungs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The network was fitted on most of these pictures, but never shown where to look."""
+    bundle = load_bundle(DEFAULT_BUNDLE.with_name("cxr-pneumonia"))
+    reads, runner = bundle.manifest.reads, bundle.runner(2)
+    fields = load_lung_fields(Path(__file__).parent / "lung_fields.json")
+    points = []
+    for name in fields:
+        (frame,) = read_frames(data / "cxr" / name)
+        reading = Reader(reads, runner).read(frame)
+        assert reading.class_map is not None
+        assert reading.beam is not None
+        points.append(peak(reading.class_map, reading.beam, reads.size))
+    share = lung_field_share(points, list(fields.values()), list(fields))
+    with capsys.disabled():
+        print("peaks in lung fields:", share)
+    assert share["pictures"] == 60
+    assert share["in_lung_fields"]["low"] > share["by_chance"]["value"]
