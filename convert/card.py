@@ -155,11 +155,15 @@ def _confounds(provenance: Mapping[str, Any]) -> list[str]:
     lines = ["| told from | AUC |", "|---|---|"]
     loud = []
     for factor, of in found.items():
-        lines.append(f"| {factor} | {_interval(of['auc'])} |")
-        if of["auc"]["low"] > 0.5 and of["auc"]["value"] >= LOUD_CONFOUND:
-            loud.append(factor)
+        told = {
+            factor: of["auc"],
+            **{f"{factor}: {x} from the rest": a for x, a in of.get("by_label", {}).items()},
+        }
+        lines += [f"| {name} | {_interval(auc)} |" for name, auc in told.items()]
+        loud += [x for x, auc in told.items() if auc["low"] > 0.5 and auc["value"] >= LOUD_CONFOUND]
     said = (
-        f"**The labels can be told from {', '.join(loud)} alone**: part of every figure above may be that."
+        "**The labels can be told without looking at the lung**: part of every figure above may be that. By "
+        f"{'; by '.join(loud)}."
         if loud
         else "Nothing that is not lung tells the labels apart well."
     )
