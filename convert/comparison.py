@@ -23,7 +23,7 @@ from training.fitting import Recipe, Start
 from training.folds import Folds, cross_validate
 from training.pairing import clearly_worse, paired_difference
 from training.rules import choose_rule
-from training.runs import RATE, calibration_inputs, close_part, open_part, specification
+from training.runs import RATE, calibration_inputs, close_part, named, open_part, specification
 from training.views import ClipViews, gather_views
 
 INVOKES = 60
@@ -64,7 +64,8 @@ def compare_networks(
         "task": asdict(task),
         "recipes": {name: asdict(recipe) for name, recipe in recipes.items()},
         "folds": [protocol.folds.count, protocol.folds.only, protocol.folds.by_source],
-        "samples": [[sample.name, sample.label, sample.patient] for sample in samples],
+        "weights": {name: str(path) for name, path in weights.items()},
+        "samples": named(samples),
     }
     part = open_part(out, started, resume)
     sizes = {recipe.size for recipe in recipes.values()}

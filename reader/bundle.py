@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -228,7 +229,7 @@ def _read_zip(path: Path) -> dict[str, bytes]:
                     raise BundleError(f"{path}: holds {member.filename!r}, a name outside itself")
             return {member.filename: archive.read(member) for member in members}
     # zipfile raises NotImplementedError for a compression it lacks, RuntimeError for encryption.
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise BundleError(f"{path}: not a whole zip file ({error})") from error
 
 

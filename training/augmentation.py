@@ -58,9 +58,9 @@ def _random_move(size: int, random: np.random.Generator) -> NDArray[np.float64]:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = turn @ np.diag([mirror * zoom * stretch, zoom / stretch])
     # Zoom from the top centre: the probe's face stays in view.
-    centre, top = np.array([size / 2, size * 0.35]), np.array([size / 2, size * 0.35])
+    top = np.array([size / 2, size * 0.35])
     shift = random.uniform(-SHIFT, SHIFT, 2) * size
-    return np.column_stack([linear, top + shift - linear @ centre])
+    return np.column_stack([linear, top + shift - linear @ top])
 
 
 def _gray_curve(random: np.random.Generator) -> Image:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import os
+import re
 import shlex
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from training.datasets import (
     Sample,
     Task,
     check_trainable,
+    check_untorn,
     for_task,
     load_samples,
     load_task,
@@ -39,7 +41,7 @@ def train(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("sonoglance train", description=train.__doc__)
     _data_options(parser)
     parser.add_argument("--task", required=True, help="a task's name, or its own .json file")
-    parser.add_argument("--network", default="efficientnet-lite0", help="see the README for the table")
+    parser.add_argument("--network", help="see the README for the table (efficientnet-lite0)")
     parser.add_argument("--weights", type=Path, help="a file with the network's ImageNet weights")
     parser.add_argument("--from", dest="earlier", type=Path, help="an earlier run, to go on from")
     parser.add_argument("--sensitivity", type=float, help="what the threshold aims at, 0.5 to 0.99")
@@ -63,16 +65,18 @@ def train(arguments: list[str]) -> int:
     given = {k: getattr(options, k) for k in changes if getattr(options, k) is not None}
     if options.balance_sources:
         given["balance_sources"] = True
-    known: frozenset[str] = frozenset()
-    recipe, start = Recipe.of(options.network, **given), Start(options.weights)
     if options.earlier:
+        if options.network or options.weights:
+            parser.error("--from goes on with the earlier run's network and weights")
         earlier = runs.load_run(options.earlier)
         if earlier.reads.labels != task.labels:
             raise DataError(f"{options.earlier}: was trained for {earlier.task.name}, not {task.name}")
-        known = frozenset(earlier.patients)
         recipe = dataclasses.replace(earlier.recipe, **given)
         start = Start(run_weights=earlier.path / runs.WEIGHTS)
-    plan = runs.Plan(recipe, folds, start, options.sensitivity, known, _command("train", arguments))
+    else:
+        earlier, recipe = None, Recipe.of(options.network or "efficientnet-lite0", **given)
+        start = Start(options.weights)
+    plan = runs.Plan(recipe, folds, start, options.sensitivity, earlier, _command("train", arguments))
     run = runs.train(samples, task, plan, options.out, options.resume)
     print(_summary(run.record["figures"].get("pooled")))
     print(f"run: {run.path}")
@@ -81,7 +85,10 @@ def train(arguments: list[str]) -> int:
 
 def _command(name: str, arguments: list[str]) -> str:
     # Names, not places: the command goes into bundles, and folders are nobody else's business.
-    named = [Path(word).name if "/" in word else word for word in arguments]
+    named = [
+        word if before == "--where" or word.startswith("--where=") else re.sub(r"(^|=)\S*/", r"\1", word)
+        for before, word in zip(["", *arguments], arguments, strict=False)
+    ]
     return shlex.join(["sonoglance", name, *named])
 
 
@@ -90,8 +97,10 @@ def training_samples(
 ) -> list[Sample]:
     """A data set's samples for a task, of its training part. Raises DataError where they cannot train."""
     samples = for_task(load_samples(folder, where, patient_pattern), task)
-    check_trainable(samples, task)
-    return _training_part(samples)
+    check_untorn(samples)
+    kept = _training_part(samples)
+    check_trainable(kept, task)
+    return kept
 
 
 def add_fold_options(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +122,8 @@ def read_folds(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error("--only-folds lies between 1 and --folds")
     if options.processes < 1:
         parser.error("--processes is 1 or more")
+    if (options.mixed or options.devices) and (options.processes > 1 or options.ray):
+        parser.error("--mixed and --devices go with one process")
     from training.folds import Folds
     from training.machine import use_machine
 

@@ -19,6 +19,8 @@ from reader.clips import SUFFIXES
 from reader.errors import SonoglanceError
 
 REQUIRED_COLUMNS = ("path", "label", "patient")
+CHANNELS = 3
+"""Channels of the networks' input."""
 PATIENTS_TO_SPLIT_A_SOURCE = 20
 """A source with fewer patients stays on one side of a split: with few, its machine, operator and
 class mix are as good as one patient's."""
@@ -78,8 +80,13 @@ class Task:
             raise ValueError("colour is gray; beam is ultrasound or whole")
         if not set(self.synonyms.values()) <= set(self.labels):
             raise ValueError("a synonym stands for a label that the task does not have")
-        if not set(self.clip.over) <= {"average", "contiguous"} or not self.clip.windows:
-            raise ValueError("a clip rule needs windows, over average or contiguous")
+        if len(self.channels) != CHANNELS or not all(-10 <= moment <= 0 for moment in self.channels):
+            raise ValueError(f"channels are {CHANNELS} moments, each 0 or up to 10 seconds before")
+        windows = self.clip.windows
+        if not isinstance(windows, tuple) or not windows or not all(0 < w <= 60 for w in windows):
+            raise ValueError("a clip rule needs a list of windows within 60 seconds")
+        if not self.clip.over or not set(self.clip.over) <= {"average", "contiguous"}:
+            raise ValueError("a clip rule is over average, contiguous or both")
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Task:
@@ -148,12 +155,16 @@ def load_samples(folder: Path, where: Sequence[str] = (), patient_pattern: str |
 
 
 def _read_index(index: Path) -> list[Sample]:
-    with index.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in REQUIRED_COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{index}: lacks the column {', '.join(missing)}")
-        rows = list(reader)
+    try:
+        # With or without the mark that spreadsheets put first.
+        with index.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            missing = [column for column in REQUIRED_COLUMNS if column not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f"{index}: lacks the column {', '.join(missing)}")
+            rows = list(reader)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{index}: is not UTF-8 ({error.reason}): save it as CSV UTF-8") from error
     known = Sample.__dataclass_fields__.keys() - {"path", "name"}
     samples = [
         Sample(
@@ -170,24 +181,37 @@ def _read_index(index: Path) -> list[Sample]:
 
 
 def _walk_classes(folder: Path, pattern: str | None) -> list[Sample]:
-    expression = re.compile(pattern) if pattern else None
+    expression = _patient_expression(pattern)
     samples = []
     for path in sorted(folder.glob("*/*")):
         if path.suffix.lower() not in SUFFIXES:
             continue
         match = expression.search(path.name) if expression else None
         name = path.relative_to(folder).as_posix()
-        samples.append(Sample(path, name, path.parent.name, match[1] if match else ""))
+        samples.append(Sample(path, name, path.parent.name, (match[1] or "") if match else ""))
     if not samples:
         raise DataError(f"{folder}: has neither an index.csv nor class folders with pictures or clips")
     return samples
+
+
+def _patient_expression(pattern: str | None) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"--patient-pattern {pattern!r}: {error}") from error
+    if not expression.groups:
+        raise DataError(f"--patient-pattern {pattern!r}: needs a group ( ) that holds the patient")
+    return expression
 
 
 def _holds(condition: str, sample: Sample) -> bool:
     match = re.fullmatch(r"(\w+)(!?=)(.*)", condition)
     if not match or match[1] not in Sample.__dataclass_fields__:
         raise DataError(f"condition {condition!r}: write COLUMN=VALUE or COLUMN!=VALUE")
-    return (str(getattr(sample, match[1])) == match[3]) == (match[2] == "=")
+    column = "name" if match[1] == "path" else match[1]
+    return (str(getattr(sample, column)) == match[3]) == (match[2] == "=")
 
 
 def for_task(samples: Iterable[Sample], task: Task) -> list[Sample]:
@@ -202,7 +226,7 @@ def for_task(samples: Iterable[Sample], task: Task) -> list[Sample]:
 
 
 def check_trainable(samples: Sequence[Sample], task: Task) -> None:
-    """Raise DataError unless every label occurs and every patient is known and on one side."""
+    """Raise DataError unless every label occurs and every patient is known."""
     absent = [label for label in task.labels if all(s.label != label for s in samples)]
     if absent:
         raise DataError(f"no sample is labelled {', '.join(absent)}: there is nothing to tell apart")
@@ -212,8 +236,14 @@ def check_trainable(samples: Sequence[Sample], task: Task) -> None:
             f"{unknown} samples name no patient: splits by patient cannot be made; "
             "give an index.csv or --patient-pattern"
         )
+
+
+def check_untorn(samples: Sequence[Sample]) -> None:
+    """Raise DataError where a patient is on both sides of the data set's own split."""
     sides: dict[str, set[str]] = {}
     for sample in samples:
+        if not sample.patient:
+            continue
         sides.setdefault(sample.patient, set()).add(sample.split)
     torn = sorted(patient for patient, splits in sides.items() if len(splits) > 1)
     if torn:
@@ -231,9 +261,10 @@ def groups(samples: Sequence[Sample], by_source: bool = False) -> list[str]:
     joined: dict[str, str] = {}
     for sample in samples:
         small = len(patients) > 1 and len(patients[sample.source]) < PATIENTS_TO_SPLIT_A_SOURCE
-        whole = sample.source and (by_source or small)
-        joined.setdefault(sample.patient, f"source {sample.source}" if whole else f"patient {sample.patient}")
-    return [joined[sample.patient] for sample in samples]
+        if sample.source and (by_source or small):
+            # A patient of two sources goes with the first that stays whole.
+            joined.setdefault(sample.patient, f"source {sample.source}")
+    return [joined.get(sample.patient, f"patient {sample.patient}") for sample in samples]
 
 
 def fewest_groups(samples: Sequence[Sample]) -> int:
@@ -254,8 +285,11 @@ def patient_folds(
     ``known``: digests of patients that an earlier network was trained on; they are never left out.
     Raises DataError where a label has fewer groups than folds.
     """
+    if by_source and not all(sample.source for sample in samples):
+        raise DataError("whole sources cannot be held out: some samples name no source in index.csv")
     keys = np.array(groups(samples, by_source))
-    fresh = np.array([patient_digest(sample.patient) not in known for sample in samples], bool)
+    met = {key for key, s in zip(keys.tolist(), samples, strict=True) if patient_digest(s.patient) in known}
+    fresh = np.array([key not in met for key in keys.tolist()], bool)
     labels = np.array([sample.label for sample in samples])
     what = "sources" if by_source else "patients"
     for label in sorted(set(labels)):
@@ -265,11 +299,18 @@ def patient_folds(
                 f"label {label} has {count}{' new' if known else ''} {what}, too few for {folds} folds: "
                 "take fewer folds or more data"
             )
-    strata = np.array([f"{sample.label} {sample.grade}" for sample in samples])
+    strata = _strata([samples[i] for i in np.flatnonzero(fresh).tolist()], folds)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     places = np.flatnonzero(fresh)
-    split = splitter.split(places, strata[places], keys[places])
+    split = splitter.split(places, strata, keys[places])
     return [places[held].tolist() for _, held in split]
+
+
+def _strata(samples: Sequence[Sample], folds: int) -> list[str]:
+    """Labels, told apart by grade where a grade has enough samples to spread."""
+    graded = [f"{sample.label} {sample.grade}" for sample in samples]
+    counts = Counter(graded)
+    return [g if counts[g] >= folds else s.label for g, s in zip(graded, samples, strict=True)]
 
 
 def patient_digest(patient: str) -> str:

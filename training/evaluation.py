@@ -205,7 +205,7 @@ def full_metrics(
     figures["patient"] = {"note": PATIENTS_NOTE, **_binary(patients, threshold)}
     figures["subgroups"] = _subgroups(read, reads, trained_on)
     if any(item.sample.boxes for item in read):
-        figures["where"] = localization_figures(_located(read), reads.size, threshold)
+        figures["where"] = localization_figures(_located(read, reads), reads.size, threshold)
     if "roc_auc" in figures["all"]:
         clips = clip_scores(read, reads)
         figures["operating_points"] = _operating_points(clips, figures["all"]["forced"], threshold)
@@ -312,9 +312,12 @@ def _abstaining(read: Sequence[Prediction], clips: Scores, reads: Specification)
     }
 
 
-def _located(read: Sequence[Prediction]) -> list[Located]:
+def _located(read: Sequence[Prediction], reads: Specification) -> list[Located]:
+    """Pictures whose boxes are known: those with some, and negative ones, which have none."""
     found = []
     for item in read:
+        if not item.sample.boxes and item.sample.label != reads.negative:
+            continue
         assert item.class_map is not None
         assert item.beam is not None
         boxes = parse_boxes(item.sample.boxes, item.sample.name)

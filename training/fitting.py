@@ -66,6 +66,12 @@ class Recipe:
     balance_sources: bool = False
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.frames_a_clip, self.batch) < 1 or self.epochs > 10_000:
+            raise DataError("epochs, frames a clip and batch are 1 or more")
+        if min(self.head_epochs, self.patience, self.seed) < 0:
+            raise DataError("head epochs, patience and seed are 0 or more")
+
     @classmethod
     def of(cls, network: str, **changes: Any) -> Recipe:
         """The recipe of a network with its own layers to tune, and ``changes``."""
@@ -92,9 +98,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Fitted:
-    """``history``: a row an epoch, with the loss in training and on watched patients."""
+    """``start``: where the weights began, in words. ``history``: a row an epoch, with the loss in training
+    and on watched patients."""
 
     network: keras.Model
+    start: str
     history: list[dict[str, Any]]
 
 
@@ -134,7 +142,7 @@ def fit(
     keras.utils.set_random_seed(recipe.seed)
     whole = task.beam == "whole"
     network = networks.build(recipe.network, recipe.size, len(task.labels), recipe.dropout, whole=whole)
-    _begin(network, recipe, start)
+    began = _begin(network, recipe, start)
     watched: Sequence[ClipViews] = ()
     if recipe.patience:
         clips, watched = _watch(clips, recipe.seed)
@@ -146,25 +154,28 @@ def fit(
                 network, clips, watched, task, recipe, epochs, folder / stage, f"{name} {stage}"
             )
             history += [{"fold": name, "stage": stage, **row} for row in rows]
-    return Fitted(network, history)
+    return Fitted(network, began, history)
 
 
-def _begin(network: keras.Model, recipe: Recipe, start: Start) -> None:
+def _begin(network: keras.Model, recipe: Recipe, start: Start) -> str:
     if start.run_weights:
         network.load_weights(start.run_weights)
-        return
-    if not networks.load_pretrained(network, recipe.network, start.weights) and (
-        networks.NETWORKS[recipe.network].pretrained
-    ):
+        return "an earlier run"
+    if began := networks.load_pretrained(network, recipe.network, start.weights):
+        return f"ImageNet: {began}"
+    if networks.NETWORKS[recipe.network].pretrained:
         print(
             f"*** {recipe.network} STARTS FROM RANDOM WEIGHTS: its ImageNet weights cannot be reached; "
             "give --weights FILE. Its figures will be far below what it can do. ***",
             flush=True,
         )
+    return "random weights"
 
 
 def _watch(clips: Sequence[ClipViews], seed: int) -> tuple[list[ClipViews], list[ClipViews]]:
     samples = [clip.sample for clip in clips]
+    if fewest_groups(samples) < 2:
+        raise DataError("too few patients to watch some for early stopping: leave --patience out")
     held = set(patient_folds(samples, min(WATCHED_SHARE, fewest_groups(samples)), seed)[0])
     return [c for i, c in enumerate(clips) if i not in held], [clips[i] for i in sorted(held)]
 
@@ -358,7 +369,11 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _average(self) -> None:
         if self._recipe.ema > 0:
-            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+            weights = self.model.trainable_variables
+            self.model.optimizer.finalize_variable_values(weights)
+            # JAX lets the weights share memory with their averages, and then gives it away in prediction.
+            for variable in weights:
+                variable.assign(_value(variable))
 
     def _weights(self) -> list[Any]:
         return list(self.model.weights)

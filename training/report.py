@@ -308,7 +308,7 @@ def _labels(of: dict[str, Any]) -> str:
 def _where(figures: dict[str, Any]) -> str:
     names = {
         "pointing_game": "Peak inside a true box",
-        "pointing_by_chance": "The same for a random point in the picture",
+        "pointing_by_chance": "The same for a random point in the beam",
         "union_iou": "Intersection over union of all boxes",
         "mean_average_precision": "Mean average precision, IoU 0.4 to 0.75",
     }
@@ -577,17 +577,18 @@ def _losses(history: Sequence[dict[str, Any]]) -> Figure:
     for i, fold in enumerate(dict.fromkeys(str(of["fold"]) for of in history)):
         epochs = [of for of in history if str(of["fold"]) == fold]
         colour = colours[i % len(colours)]
-        at = [of["epoch"] for of in epochs]
+        at = list(range(1, len(epochs) + 1))
         ax.plot(at, [of["loss"] for of in epochs], ".-", color=colour, label=_plain(fold))
-        held = [of for of in epochs if of.get("validation_loss") is not None]
-        if held:
-            losses = [of["validation_loss"] for of in held]
-            label = _plain(f"{fold}, held out")
-            ax.plot([of["epoch"] for of in held], losses, ".--", color=colour, label=label)
+        watched = [
+            (i, of["validation_loss"]) for i, of in zip(at, epochs, strict=True) if "validation_loss" in of
+        ]
+        if watched:
+            label = _plain(f"{fold}, watched for early stopping")
+            ax.plot(*zip(*watched, strict=True), ".--", color=colour, label=label)
     ax.set(xlabel="epoch", ylabel="loss")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(bottom=0)
-    ax.set_title("Loss (dashed: held out)", fontsize=11, loc="left")
+    ax.set_title("Loss (dashed: patients watched for early stopping)", fontsize=11, loc="left")
     ax.legend(frameon=False, fontsize=8, ncols=2)
     return figure
 

@@ -78,11 +78,11 @@ def _scores(
 def _threshold(score: NDArray[np.float64], truth: NDArray[np.bool_], sensitivity: float | None) -> float:
     """A cut midway between neighbouring scores, so that it does not sit on a clip."""
     order = np.unique(score)
-    cuts = (order[1:] + order[:-1]) / 2 if order.size > 1 else np.array([0.5])
+    cuts = np.concatenate([[order[0] / 2], (order[1:] + order[:-1]) / 2])
     found = np.array([(score[truth] >= cut).mean() for cut in cuts])
     if sensitivity is not None:
         enough = np.flatnonzero(found >= sensitivity)
-        chosen = cuts[enough[-1]] if enough.size else cuts[0]
+        chosen = cuts[enough[-1]]
     else:
         cleared = np.array([(score[~truth] < cut).mean() for cut in cuts])
         chosen = cuts[int(np.argmax(np.minimum(found, cleared)))]
@@ -101,6 +101,8 @@ def _temperature(clips: Sequence[ClipViews], reads: Specification, maps: Sequenc
         others = np.delete(logits, true, axis=1)
         gaps.append(np.logaddexp.reduce(others, axis=1) - logits[:, true])
         weights.append(np.full(len(of), 1 / len(of)))
+    if not gaps:
+        raise DataError("no held-out clip has a reading: no verdict rule can be chosen")
     gap, weight = np.concatenate(gaps), np.concatenate(weights)
     grid = np.geomspace(0.25, 8.0, 121)
     losses = [float((np.logaddexp(0, gap / temperature) * weight).sum()) for temperature in grid]

@@ -29,7 +29,7 @@ from training.audit import confounds_of
 from training.datasets import DataError, Sample, Task, patient_digest
 from training.evaluation import Prediction, full_metrics, metrics, predict, write_json, write_predictions
 from training.familiarity import familiarity_of
-from training.fitting import NetworkMaps, Recipe, Start, fit
+from training.fitting import Fitted, NetworkMaps, Recipe, Start, fit
 from training.folds import Folds, cross_validate
 from training.rules import choose_rule, starting_rule
 from training.views import ClipViews, gather_views, read_maps
@@ -70,15 +70,20 @@ class Run:
 @dataclass(frozen=True)
 class Plan:
     """How a run is made. ``folds`` 0: no cross-validation and no figures. ``sensitivity``: what the
-    threshold aims at, None for where sensitivity and specificity meet. ``known``: digests
-    of the patients that the start was trained on; they are never held out."""
+    threshold aims at, None for where sensitivity and specificity meet. ``earlier``: the run
+    whose weights are the start; its patients are never held out."""
 
     recipe: Recipe
     folds: Folds
     start: Start = field(default_factory=Start)
     sensitivity: float | None = None
-    known: frozenset[str] = frozenset()
+    earlier: Run | None = None
     command: str = ""
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Digests of the patients that the start was trained on."""
+        return frozenset(self.earlier.patients if self.earlier else ())
 
 
 def load_run(path: Path) -> Run:
@@ -106,7 +111,8 @@ def train(samples: Sequence[Sample], task: Task, plan: Plan, out: Path, resume: 
         "recipe": asdict(plan.recipe),
         "folds": [plan.folds.count, plan.folds.by_source],
         "start": [str(plan.start.weights), str(plan.start.run_weights)],
-        "samples": [[sample.name, sample.label, sample.patient] for sample in samples],
+        "precision": keras.config.dtype_policy().name,
+        "samples": named(samples),
     }
     part = open_part(out, started, resume)
     reads = specification(task, plan.recipe)
@@ -119,7 +125,7 @@ def train(samples: Sequence[Sample], task: Task, plan: Plan, out: Path, resume: 
     if task.beam == "ultrasound":
         _keep_familiarity(clips, reads, part)
     np.savez_compressed(part / "calibration.npz", inputs=calibration_inputs(clips, plan.recipe.seed))
-    record = _record(samples, task, plan, reads, figures, history + fitted.history)
+    record = _record(samples, task, plan, reads, figures, fitted, history + fitted.history)
     write_json(part / "run.json", record)
     _keep_logs(part)
     close_part(part, out)
@@ -153,7 +159,7 @@ def _cross_validated(
     reads, tried = choose_rule(out, reads, maps, task, plan.sensitivity)
     predictions = predict(out, reads, maps)
     write_predictions(part / "predictions.csv", predictions, reads.labels)
-    figures = _pooled_figures(predictions, reads, plan.folds)
+    figures = _pooled_figures(predictions, reads, plan)
     return {**figures, "rules_tried": tried}, history, reads
 
 
@@ -184,13 +190,16 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _pooled_figures(predictions: Sequence[Prediction], reads: Specification, folds: Folds) -> dict[str, Any]:
+def _pooled_figures(predictions: Sequence[Prediction], reads: Specification, plan: Plan) -> dict[str, Any]:
     """Out-of-fold figures of everything, and of each source that holds both labels."""
+    folds = plan.folds
     by = "source" if folds.by_source else "patient and small source"
     some = f", {folds.only} of the folds" if folds.only else ""
+    some += ", of patients new to the earlier run" if plan.earlier else ""
+    seen = " The not-lung test was not applied." if reads.beam == "ultrasound" else ""
     figures: dict[str, Any] = {
         "how": f"{folds.count}-fold cross-validation by {by}{some}, pooled; the threshold, temperature and "
-        "abstain band were chosen on these same folds",
+        f"abstain band were chosen on these same folds.{seen}",
         "pooled": full_metrics(predictions, reads, set()),
     }
     figures["pooled"].get("abstaining", {}).pop("curve", None)
@@ -220,6 +229,7 @@ def _record(
     plan: Plan,
     reads: Specification,
     figures: dict[str, Any],
+    fitted: Fitted,
     history: list[dict[str, Any]],
 ) -> dict[str, Any]:
     data: dict[str, Any] = {
@@ -231,12 +241,17 @@ def _record(
         "patients": sorted({patient_digest(s.patient) for s in samples}),
         "earlier_patients": sorted(plan.known),
     }
+    if plan.earlier:
+        before = plan.earlier.record["data"]
+        data["earlier_sources"] = before["sources"] | before.get("earlier_sources", {})
+        data["earlier_licences"] = sorted({*before["licences"], *before.get("earlier_licences", ())})
     return {
         "command": plan.command,
         "made": time.strftime("%Y-%m-%d"),
         "task": asdict(task),
         "recipe": asdict(plan.recipe),
-        "folds": asdict(plan.folds),
+        "folds": {k: v for k, v in asdict(plan.folds).items() if k not in ("processes", "ray")},
+        "start": fitted.start,
         "sensitivity_aimed_at": plan.sensitivity,
         "reads": reads.to_json(),
         "backend": f"keras {keras.__version__} on {keras.backend.backend()}",
@@ -250,6 +265,11 @@ def _record(
 def _counts(samples: Sequence[Sample], column: str) -> dict[str, int]:
     values = Counter(str(getattr(sample, column)) or "not known" for sample in samples)
     return dict(sorted(values.items()))
+
+
+def named(samples: Sequence[Sample]) -> list[list[str]]:
+    """What a split depends on, to notice data that changed between two halves of a run."""
+    return [[s.name, s.label, s.patient, s.source, s.grade] for s in samples]
 
 
 def open_part(out: Path, started: dict[str, Any], resume: bool) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -64,8 +65,7 @@ def _clips(size: int) -> list[ClipViews]:
     return clips
 
 
-def _timed(work: object) -> float:
-    assert callable(work)
+def _timed(work: Callable[[], None]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
