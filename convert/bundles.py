@@ -103,8 +103,8 @@ def _terms(licences: list[str]) -> str:
     """What the data's licences leave of the weights' use."""
     if not licences:
         return "not known, since the data name no licence"
-    if any("NC" in licence or "ND" in licence for licence in licences):
-        return "for research only: data under NC (non-commercial) or ND (no derivatives) was trained on"
+    if any(word in licence for licence in licences for word in ("NC", "ND", "research")):
+        return "for research only: some data are under NC, ND (no derivatives) or research terms"
     return "as the data's licences allow"
 
 

@@ -89,9 +89,9 @@ def _development(manifest: Manifest) -> list[str]:
     of = manifest.provenance
     within = " within each source" if of["recipe"]["balance_sources"] else ""
     fitted = (
-        "all of these patients but one in six, watched for early stopping"
+        "all patients but one in six, watched for early stopping"
         if of["recipe"]["patience"]
-        else "all of them"
+        else "all patients"
     )
     how = f"Nothing was held out: there are no figures. The shipped network was fitted on {fitted}."
     if "how" in manifest.figures["float"]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import recall_score, roc_auc_score
 
-from reader.bundle import DEFAULT_BUNDLE, Bundle, Specification
+from reader.bundle import Bundle, Specification
 from reader.verdict import VerdictRule
 from tests.conftest import Command, write_clip
 from training.datasets import Sample, patient_digest
@@ -169,8 +169,8 @@ def test_more_than_two_labels_are_scored_each() -> None:
     assert -1 <= figures["kappa"]["low"] <= figures["kappa"]["high"] <= 1
 
 
-def test_clips_read_together_score_as_alone(default_bundle: Bundle, phantom_clip: Path) -> None:
-    runner, reads = default_bundle.runner(), default_bundle.manifest.reads
+def test_clips_read_together_score_as_alone(phantom_bundle: Bundle, phantom_clip: Path) -> None:
+    runner, reads = phantom_bundle.runner(), phantom_bundle.manifest.reads
 
     def class_maps(pixels: np.ndarray) -> np.ndarray:
         return np.stack([runner.class_map(one) for one in pixels])
@@ -193,7 +193,7 @@ def evaluation(made: list[Prediction], name: str) -> Evaluation:
     figures = full_metrics(made, READS, {"x"})
     known = {"left_out": {name: 2}, "patients_trained_on": 0, "patients_unknown": 0}
     part = Evaluated(name, made, {**figures, **known}, {name: name})
-    history = [{"fold": name, "epoch": i, "loss": 1 / i, "validation_loss": None} for i in (1, 2)]
+    history = [{"fold": name, "epoch": i, "loss": 1 / i, "validation_loss": 2 / i} for i in (1, 2)]
     return Evaluation(name, READS, [part, part], {name: name}, [name], history)
 
 
@@ -247,10 +247,10 @@ def swapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_evaluate_writes_report_tables_and_pictures(
-    swapped: Path, sonoglance: Command, tmp_path: Path, default_bundle: Bundle
+    swapped: Path, sonoglance: Command, tmp_path: Path, phantom_bundle: Bundle
 ) -> None:
     out = tmp_path / "out"
-    done = sonoglance("evaluate", DEFAULT_BUNDLE, "--data", swapped, "--external", swapped, "--out", out)
+    done = sonoglance("evaluate", phantom_bundle.path, "--data", swapped, "--external", swapped, "--out", out)
     assert done.returncode == 0, done.stderr
     page, figures = (out / "report.html").read_text(), json.loads((out / "metrics.json").read_text())
     assert (out / "predictions.csv").read_text() == (out / "predictions_external.csv").read_text()
@@ -267,7 +267,7 @@ def test_evaluate_writes_report_tables_and_pictures(
     listing = (out / "pictures" / "index.html").read_text()
     assert "&lt;b&gt;" in listing
     assert "<b>" not in listing
-    reads = default_bundle.manifest.reads
+    reads = phantom_bundle.manifest.reads
     seen = look_through(Sample(swapped / "<b>0.mp4", "", "", ""), reads, None)
     outside = np.hstack([seen.mask(reads.size)] * 2) == 0
     for path in pictures:
@@ -278,21 +278,23 @@ def test_evaluate_writes_report_tables_and_pictures(
         assert picture[~outside].max() > 50
 
 
-def test_no_pictures_leaves_none(swapped: Path, sonoglance: Command, tmp_path: Path) -> None:
+def test_no_pictures_leaves_none(
+    swapped: Path, phantom_bundle: Bundle, sonoglance: Command, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    done = sonoglance("evaluate", DEFAULT_BUNDLE, "--data", swapped, "--no-pictures", "--out", out)
+    done = sonoglance("evaluate", phantom_bundle.path, "--data", swapped, "--no-pictures", "--out", out)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {"report.html", "metrics.json", "predictions.csv"}
 
 
-def test_boxes_of_the_index_are_scored(sonoglance: Command, default_bundle: Bundle, tmp_path: Path) -> None:
+def test_boxes_of_the_index_are_scored(sonoglance: Command, phantom_bundle: Bundle, tmp_path: Path) -> None:
     for i in range(3):
         write_clip(tmp_path / f"{i}.mp4", "consolidation", 1.0, rate=10, crop=True)
     rows = ["path,label,patient,boxes"]
     rows += ['0.mp4,opacity,a,"0,0,640,640"']
     rows += ['1.mp4,opacity,b,"0,0,4,4; 636,0,4,4"', "2.mp4,normal,c,"]
     (tmp_path / "index.csv").write_text("\n".join(rows) + "\n")
-    done = sonoglance("evaluate", default_bundle.path, "--data", tmp_path, "--out", tmp_path / "out")
+    done = sonoglance("evaluate", phantom_bundle.path, "--data", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     where = json.loads((tmp_path / "out" / "metrics.json").read_text())["where"]
     assert where["with_boxes"] == 2

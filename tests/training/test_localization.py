@@ -156,9 +156,9 @@ def read_map(bundle: Bundle, beam: Beam, lungs: dict[str, Phantom], ill: slice) 
 
 @pytest.mark.parametrize("ill", [slice(0, 620), slice(620, None)], ids=["left", "right"])
 def test_the_default_network_points_to_the_half_that_is_consolidated(
-    ill: slice, default_bundle: Bundle, fan: Beam, lungs: dict[str, Phantom]
+    ill: slice, phantom_bundle: Bundle, fan: Beam, lungs: dict[str, Phantom]
 ) -> None:
-    x, y = peak(read_map(default_bundle, fan, lungs, ill), fan, SIZE)
+    x, y = peak(read_map(phantom_bundle, fan, lungs, ill), fan, SIZE)
     assert (x < 620) == (ill.start == 0)
     assert y > phantom.USUAL_FAN.apex[1] + phantom.USUAL_FAN.near, "above the beam"
 
@@ -176,11 +176,11 @@ def true_consolidation() -> Box:
 
 
 def test_the_default_network_finds_the_phantoms_consolidation_and_none_in_a_normal_lung(
-    default_bundle: Bundle, fan: Beam, lungs: dict[str, Phantom]
+    phantom_bundle: Bundle, fan: Beam, lungs: dict[str, Phantom]
 ) -> None:
-    everywhere, nowhere = (read_map(default_bundle, fan, lungs, ill) for ill in (slice(None), slice(0)))
+    everywhere, nowhere = (read_map(phantom_bundle, fan, lungs, ill) for ill in (slice(None), slice(0)))
     assert points_at(peak(everywhere, fan, SIZE), [true_consolidation()])
-    level = default_bundle.manifest.reads.verdict.threshold
+    level = phantom_bundle.manifest.reads.verdict.threshold
     assert boxes_from_map(everywhere, fan, SIZE, level)
     assert boxes_from_map(nowhere, fan, SIZE, level) == []
 
