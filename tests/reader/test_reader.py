@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -156,3 +157,30 @@ def test_a_clip_reads_the_same_at_any_frame_rate_and_with_frames_lost(
         same["a fifth lost"] += clip_state(default_bundle, kept, path) == whole
     print({key: f"{count}/{len(clips)}" for key, count in same.items()})
     assert min(same.values()) >= 0.9 * len(clips), same
+
+
+@pytest.mark.data
+def test_only_lung_in_a_real_beam_gets_a_verdict(data: Path, default_bundle: Bundle) -> None:
+    """Stills through the whole reader: real lungs, and X-rays and turned lungs in the same beams."""
+    reads = default_bundle.manifest.reads
+    x_rays = sorted((data / "cxr" / "tb").glob("*.jpg"))
+    read: dict[str, list[bool]] = {"lung": [], "x-ray": [], "upside-down": []}
+    for i, path in enumerate(sorted((data / "lus" / "blues").glob("*.mp4"))[::14]):
+        beam = survey_clip(path).beam
+        assert beam is not None
+        frame = list(itertools.islice(read_frames(path), 10))[-1]
+        mask, (left, top, right, bottom) = beam.mask(), beam.bounds
+        inside = mask[top:bottom, left:right, None] > 0
+        pictures = {"lung": frame.image}
+        for kind, fill in (("x-ray", cv2.imread(str(x_rays[i]))), ("upside-down", frame.image)):
+            whole = fill if kind == "x-ray" else fill[top:bottom, left:right][::-1]
+            shown = cv2.resize(whole, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+            pictures[kind] = np.zeros_like(frame.image)
+            pictures[kind][top:bottom, left:right] = np.where(inside, shown, 0)
+        for kind, picture in pictures.items():
+            reader = Reader(reads, default_bundle.runner(1), beam)
+            read[kind].append(reader.read(Frame(picture, 0.0, 0, still=True)).p is not None)
+    share = {kind: float(np.mean(of)) for kind, of in read.items()}
+    assert share["lung"] >= 0.9, share
+    assert share["x-ray"] <= 0.1, share
+    assert share["upside-down"] <= 0.1, share
