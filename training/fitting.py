@@ -266,6 +266,7 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self.epoch, self.history = 0, list[dict[str, Any]]()
         self._best: list[NDArray[Any]] = []
         self._waited = 0
+        self._broken = ""
 
     @property
     def finished(self) -> bool:
@@ -309,17 +310,20 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Stop where the loss is no longer a number."""
+        """Note the first batch at which the loss is no longer a number."""
         self._bar.update()
-        if not np.isfinite((logs or {})["loss"]):
+        if not self._broken and not np.isfinite((logs or {})["loss"]):
             names = ", ".join(self._batches.names(batch))
-            raise FitError(
-                f"{self._name}: the loss is no longer a number at epoch {self.epoch + 1}, batch {batch + 1} "
-                f"({names}): look at these files, or lower the learning rate"
-            )
+            self._broken = f"batch {batch + 1} ({names})"
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Watch, log, and write the checkpoint."""
+        """Watch, log, and write the checkpoint; stop where the loss is no longer a number."""
+        # Not before: TensorFlow can hang for ever as it lets go of an epoch that is half read.
+        if self._broken:
+            raise FitError(
+                f"{self._name}: the loss is no longer a number at epoch {epoch + 1}, {self._broken}: "
+                "look at these files, or lower the learning rate"
+            )
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": round(float((logs or {})["loss"]), 5)}
         if self._unseen:
             row["validation_loss"] = self._watched_loss(self._unseen)

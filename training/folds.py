@@ -1,7 +1,7 @@
 """Cross-validation: every clip read by a network that saw neither its patient nor its small source.
 
-Folds are fitted one after another, in parallel processes, or on a Ray cluster whose machines reach the
-data under the same paths.
+Folds are fitted one after another, in parallel processes, or on a Ray cluster whose machines have
+Sonoglance and reach the data under the same paths.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import json
 import multiprocessing
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from reader.bundle import Specification
 from training.datasets import DataError, Sample, Task, patient_folds
-from training.fitting import NetworkMaps, Recipe, Start, fit
+from training.fitting import FitError, NetworkMaps, Recipe, Start, fit
 from training.views import ClipViews, gather_views, read_maps
 
 Float = NDArray[np.float32]
@@ -103,8 +105,19 @@ def _results(jobs: dict[int, _Job], clips: Sequence[ClipViews], folds: Folds) ->
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(folds.processes, mp_context=spawn) as pool:
             waiting = {pool.submit(_fit_apart, job): fold for fold, job in jobs.items()}
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
+            try:
+                for done in as_completed(waiting):
+                    yield waiting[done], done.result()
+                pool.shutdown()
+            except BrokenProcessPool:
+                raise FitError(
+                    "a fold's process was killed, most often for want of memory: "
+                    "take fewer --processes and add --resume"
+                ) from None
+            finally:
+                # Once a fold has failed nobody waits for those in work; they left checkpoints.
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
     else:
         for fold, job in jobs.items():
             yield fold, _fit_fold(job, clips)
@@ -115,12 +128,30 @@ def _on_ray(jobs: dict[int, _Job], address: str) -> Iterator[tuple[int, Held]]:
         import ray
     except ImportError:
         raise DataError("--ray: Ray is not installed: pip install 'sonoglance[ray]'") from None
-    ray.init(address=None if address == "local" else address)
-    remote = ray.remote(_fit_apart)
-    waiting = {remote.remote(job): fold for fold, job in jobs.items()}
-    while waiting:
-        (done, *_), _ = ray.wait(list(waiting))
-        yield waiting.pop(done), ray.get(done)
+    same = {"env_vars": {"KERAS_BACKEND": keras.backend.backend()}}
+    try:
+        cluster = ray.init(address=address, runtime_env=same)
+    except ConnectionError as error:
+        raise DataError(f"--ray {address}: no cluster answers there ({error})") from error
+    with cluster:
+        # Ray hides the GPUs from a fold that does not ask for one.
+        remote = ray.remote(num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))(_fit_apart)
+        waiting = {remote.remote(_anywhere(job)): fold for fold, job in jobs.items()}
+        while waiting:
+            (done, *_), _ = ray.wait(list(waiting))
+            try:
+                held = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                # Without the far machine's traceback, which Ray makes part of the message.
+                raise error.cause from None
+            yield waiting.pop(done), held
+
+
+def _anywhere(job: _Job) -> _Job:
+    """The job for a process that works in another folder."""
+    start = Start(*(path and path.resolve() for path in (job.start.weights, job.start.run_weights)))
+    samples = tuple(replace(sample, path=sample.path.resolve()) for sample in job.samples)
+    return replace(job, samples=samples, start=start, folder=job.folder.resolve())
 
 
 def _fit_apart(job: _Job) -> Held:

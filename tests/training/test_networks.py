@@ -46,3 +46,29 @@ def test_a_cut_weights_file_is_refused(tmp_path: Path, keep: int) -> None:
     path.write_bytes(imagenet_weights_file().read_bytes()[:keep])
     with pytest.raises(WeightsError):
         read_legacy_torch(path)
+
+
+def test_what_is_usual_is_taken_from_the_places_and_not_from_the_score() -> None:
+    network = networks.build("scratch", 96, 2, 0.0, whole=True)
+    pictures = np.random.default_rng(1).normal(0, 1, (12, 96, 96, 3)).astype(np.float32)
+    network.get_layer(networks.MAP_LAYER).set_weights(
+        [np.random.default_rng(2).normal(0, 1000, (1, 1, 128, 2)), np.zeros(2)]
+    )
+    before = np.asarray(network.predict_on_batch(pictures))
+    networks.settle_usual_map(network, before)
+    after = np.asarray(network.predict_on_batch(pictures))
+    np.testing.assert_allclose(after.mean(axis=(1, 2)), before.mean(axis=(1, 2)), rtol=1e-3, atol=1e-3)
+    places = after.mean(axis=0)
+    assert np.ptp(places, axis=(0, 1)).max() < 1e-3
+    assert np.ptp(before.mean(axis=0), axis=(0, 1)).min() > 0.1
+
+
+def test_a_recipe_that_cannot_train_is_refused() -> None:
+    from training.datasets import DataError
+    from training.fitting import Recipe
+
+    for wrong in ({"epochs": 0}, {"batch": 0}, {"frames_a_clip": -1}, {"seed": -1}):
+        with pytest.raises(DataError, match="or more"):
+            Recipe.of("scratch", **wrong)
+    with pytest.raises(DataError, match="efficientnet-lite0"):
+        Recipe.of("resnet")
