@@ -172,7 +172,7 @@ def table(comparison: dict[str, Any]) -> list[list[str]]:
                 "best"
                 if apart is None
                 else f"{apart['value']:+.3f} ({apart['low']:+.3f} to {apart['high']:+.3f})",
-                f"{row['int8_megabytes']:.1f}",
+                f"{row['int8_megabytes']:.2f}",
                 f"{row['int8_ms']:.2f}",
             ]
         )
@@ -190,12 +190,13 @@ def _plot(comparison: dict[str, Any]) -> Figure:
         axes.errorbar(row["int8_ms"], auc["value"], [[low], [high]], fmt="o", color=colour, capsize=4)
         axes.annotate(
             row["network"] + (" (picked)" if picked else ""),
-            (row["int8_ms"], auc["value"]),
-            xytext=(8, 6),
+            (row["int8_ms"], auc["high"]),
+            xytext=(0, 6),
             textcoords="offset points",
+            ha="center",
             color=colour,
         )
-    axes.margins(x=0.3)
+    axes.margins(x=0.3, y=0.12)
     axes.set(xlabel="int8 latency on this machine, one thread, ms", ylabel="clip AUC, out of fold, 95 %")
     axes.set_title(f"Quality against latency ({comparison['protocol']})", fontsize=10)
     axes.grid(alpha=0.3)

@@ -20,6 +20,7 @@ from training import networks
 from training.augmentation import vary
 from training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from training.datasets import DataError, Sample, Task, fewest_groups, patient_folds
+from training.machine import check_batch
 from training.views import ClipViews
 
 Image = NDArray[np.uint8]
@@ -29,6 +30,8 @@ ORDINAL_FALL = 1.5
 """How fast an ordinal target falls off a grade away from the true one, as a natural logarithm."""
 MOST_DRAWS = 8
 """Times that a rare clip is drawn where a common one is drawn once."""
+BATCH_READ = 32
+"""Inputs that are read at a time."""
 WATCHED_SHARE = 6
 """One in so many training patients is watched for early stopping."""
 
@@ -114,7 +117,7 @@ def scaled(pixels: Image) -> Float:
 class NetworkMaps:
     """A Keras network as a function from pixels to class maps, for reading views in batches."""
 
-    def __init__(self, network: keras.Model, batch: int = 32) -> None:
+    def __init__(self, network: keras.Model, batch: int = BATCH_READ) -> None:
         self._network, self._batch = network, batch
 
     def __call__(self, pixels: Image) -> Float:
@@ -139,6 +142,7 @@ def fit(
     goes on from the newest whole one, to the same result. Raises FitError where the loss is no longer a
     number, DataError where no clip has a frame that can be read, CheckpointError on a full disk.
     """
+    check_batch(recipe.batch, BATCH_READ)
     keras.utils.set_random_seed(recipe.seed)
     whole = task.beam == "whole"
     network = networks.build(recipe.network, recipe.size, len(task.labels), recipe.dropout, whole=whole)

@@ -26,3 +26,12 @@ def use_machine(mixed: bool, devices: int | None) -> None:
     if not 1 <= devices <= len(found):
         raise DataError(f"--devices {devices}: this machine has {len(found)} ({', '.join(found)})")
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found[:devices]))
+
+
+def check_batch(*sizes: int) -> None:
+    """Raise DataError where batches of these sizes cannot be shared out evenly over the devices in use."""
+    distribution = keras.distribution.distribution()
+    devices = 1 if distribution is None else distribution.device_mesh.devices.size
+    for size in sizes:
+        if size % devices:
+            raise DataError(f"--devices {devices}: a batch of {size} cannot be shared out evenly")
