@@ -98,7 +98,7 @@ def test_a_network_trained_in_bfloat16_is_near_and_converts(
 ) -> None:
     mixed = trained(stills, tmp_path / "run", "--mixed", "--only-folds", 1)
     full = {name: one_process[name] for name in mixed}
-    assert mixed == pytest.approx(full, abs=0.003)
+    assert mixed == pytest.approx(full, abs=0.005)
     assert mixed != full, "it was not computed in bfloat16"
     done = sonoglance("convert", tmp_path / "run", "--out", tmp_path / "bundle")
     assert done.returncode == 0, done.stderr
