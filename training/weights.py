@@ -17,11 +17,13 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from reader.errors import SonoglanceError
+
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGE_DTYPES: dict[str, np.dtype[Any]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
-class WeightsError(ValueError):
+class WeightsError(SonoglanceError, ValueError):
     """The weights file is missing or is not what it should be."""
 
 
