@@ -20,9 +20,10 @@ from reader.preprocess import cell_weights
 from reader.reader import Reader
 from reader.runner import LiteRtRunner
 from reader.verdict import pool, probabilities
+from training.calibration import Calibration
 from training.datasets import DataError
 from training.fitting import NetworkMaps
-from training.runs import Run
+from training.runs import CALIBRATION, Run
 
 Image = NDArray[np.uint8]
 
@@ -42,8 +43,7 @@ def make_bundle(run: Run, out: Path, version: str) -> Manifest:
     """Convert a run and write its bundle. Raises DataError where ``out`` exists."""
     if out.exists():
         raise DataError(f"{out}: exists already; name another folder or remove it")
-    with np.load(run.path / "calibration.npz") as saved:
-        calibration: Image = saved["inputs"]
+    calibration = Calibration.load(run.path / CALIBRATION).inputs
     model = to_int8(run.network(batch=1), calibration)
     manifest = _manifest(run, version, _agreement(run, model, calibration))
     golden, worst = _golden(model, run.reads)

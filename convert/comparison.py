@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,15 +18,17 @@ from convert.tflite import to_int8
 from reader.bundle import MODEL, Specification
 from reader.runner import LiteRtRunner
 from training import networks
+from training.calibration import choose_calibration
 from training.datasets import DataError, Sample, Task
 from training.evaluation import Prediction, clip_scores, metrics, predict, write_json, write_predictions
 from training.fitting import Recipe, Start
 from training.folds import Folds, cross_validate
 from training.pairing import clearly_worse, paired_difference
 from training.rules import choose_rule
-from training.runs import RATE, calibration_inputs, close_part, named, open_part, specification
+from training.runs import RATE, close_part, named, open_part, specification
 from training.views import ClipViews, gather_views
 
+CALIBRATION_IMAGES = 60
 INVOKES = 60
 """Timed invokes a network, after a few that are not."""
 PICK = (
@@ -83,6 +86,8 @@ def compare_networks(
         scores[name] = predictions
     comparison = {"protocol": protocol.name, "pick_rule": PICK, **_ranked(rows, scores, reads)}
     _write(part, comparison, task)
+    for name in recipes:
+        shutil.rmtree(part / name)
     close_part(part, out)
     return comparison
 
@@ -108,7 +113,7 @@ def _speed(recipe: Recipe, reads: Specification, clips: Sequence[ClipViews], sta
     """Size and latency of the int8 network with its starting weights: fitting changes neither."""
     network = networks.build(recipe.network, recipe.size, len(reads.labels), recipe.dropout, batch=1)
     loaded = networks.load_pretrained(network, recipe.network, start.weights)
-    inputs = calibration_inputs(clips, recipe.seed)[:60]
+    inputs = choose_calibration(clips, recipe.seed, CALIBRATION_IMAGES).inputs
     model = to_int8(network, inputs)
     runner = LiteRtRunner(model, 1, MODEL)
     taken = [_timed(runner, pixels) for pixels in np.resize(inputs, (INVOKES + 5, *inputs.shape[1:]))]

@@ -76,7 +76,9 @@ def train(arguments: list[str]) -> int:
     else:
         earlier, recipe = None, Recipe.of(options.network or "efficientnet-lite0", **given)
         start = Start(options.weights)
-    plan = runs.Plan(recipe, folds, start, options.sensitivity, earlier, _command("train", arguments))
+    found_at = {"folder": str(options.data.resolve()), "patient_pattern": options.patient_pattern}
+    command = _command("train", arguments)
+    plan = runs.Plan(recipe, folds, start, options.sensitivity, earlier, command, found_at)
     run = runs.train(samples, task, plan, options.out, options.resume)
     print(_summary(run.record["figures"].get("pooled")))
     print(f"run: {run.path}")

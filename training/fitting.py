@@ -21,7 +21,7 @@ from training.augmentation import vary
 from training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from training.datasets import DataError, Sample, Task, fewest_groups, patient_folds
 from training.machine import check_batch
-from training.views import ClipViews
+from training.views import ClipViews, read_maps
 
 Image = NDArray[np.uint8]
 Float = NDArray[np.float32]
@@ -32,6 +32,8 @@ MOST_DRAWS = 8
 """Times that a rare clip is drawn where a common one is drawn once."""
 BATCH_READ = 32
 """Inputs that are read at a time."""
+USUAL_PICTURES = 400
+"""Most negative pictures that the usual map is learnt from."""
 WATCHED_SHARE = 6
 """One in so many training patients is watched for early stopping."""
 
@@ -158,7 +160,15 @@ def fit(
                 network, clips, watched, task, recipe, epochs, folder / stage, f"{name} {stage}"
             )
             history += [{"fold": name, "stage": stage, **row} for row in rows]
+    if whole:
+        _settle_usual_map(network, clips, task)
     return Fitted(network, began, history)
+
+
+def _settle_usual_map(network: keras.Model, clips: Sequence[ClipViews], task: Task) -> None:
+    negative = [clip for clip in clips if clip.sample.label == task.negative]
+    step = -(-len(negative) // USUAL_PICTURES)
+    networks.settle_usual_map(network, np.concatenate(read_maps(negative[::step], NetworkMaps(network))))
 
 
 def _begin(network: keras.Model, recipe: Recipe, start: Start) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,13 +21,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reader.bundle import Specification
+from training.calibration import Calibration, choose_calibration
 from training.datasets import DataError, Sample, Task, patient_folds
 from training.fitting import FitError, NetworkMaps, Recipe, Start, fit
 from training.views import ClipViews, gather_views, read_maps
 
 Float = NDArray[np.float32]
-Held = tuple[dict[int, Float], list[dict[str, Any]]]
-"""Class maps by place in the data set, and the fit's history."""
+FOLDS = "folds"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one fold leaves. ``maps``: class maps [frames, rows, columns, labels] of the samples that
+    were held out, by name. ``weights``: its network's, in Keras' order. ``calibration``: inputs of
+    the patients it was fitted on. ``history``: a row an epoch."""
+
+    maps: dict[str, Float]
+    weights: list[NDArray[Any]]
+    calibration: Calibration
+    history: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -75,9 +88,7 @@ def cross_validate(
     """
     samples = tuple(clip.sample for clip in clips)
     split = patient_folds(samples, folds.count, recipe.seed, folds.by_source, known)[: folds.only]
-    maps: list[Float | None] = [None] * len(clips)
-    history: list[dict[str, Any]] = []
-    saved = [part / "folds" / f"{fold}.npz" for fold in range(len(split))]
+    saved = [part / FOLDS / f"{fold + 1:02}.npz" for fold in range(len(split))]
     jobs = {
         fold: _Job(
             samples, tuple(held), task, recipe, start, reads, rate,
@@ -86,18 +97,15 @@ def cross_validate(
         for fold, held in enumerate(split)
         if not saved[fold].exists()
     }  # fmt: skip
-    (part / "folds").mkdir(exist_ok=True)
-    for fold, held in _results(jobs, clips, folds):
-        _save(saved[fold], *held)
-    for path in saved:
-        found, rows = _load(path)
-        history += rows
-        for place, of in found.items():
-            maps[place] = of
-    return maps, history
+    (part / FOLDS).mkdir(exist_ok=True)
+    for place, fold in _results(jobs, clips, folds):
+        _save(saved[place], fold)
+    done = [load_fold(path) for path in saved]
+    maps = {name: of for fold in done for name, of in fold.maps.items()}
+    return [maps.get(sample.name) for sample in samples], [row for fold in done for row in fold.history]
 
 
-def _results(jobs: dict[int, _Job], clips: Sequence[ClipViews], folds: Folds) -> Iterator[tuple[int, Held]]:
+def _results(jobs: dict[int, _Job], clips: Sequence[ClipViews], folds: Folds) -> Iterator[tuple[int, Fold]]:
     if folds.ray is not None:
         yield from _on_ray(jobs, folds.ray)
     elif folds.processes > 1:
@@ -123,7 +131,7 @@ def _results(jobs: dict[int, _Job], clips: Sequence[ClipViews], folds: Folds) ->
             yield fold, _fit_fold(job, clips)
 
 
-def _on_ray(jobs: dict[int, _Job], address: str) -> Iterator[tuple[int, Held]]:
+def _on_ray(jobs: dict[int, _Job], address: str) -> Iterator[tuple[int, Fold]]:
     try:
         import ray
     except ImportError:
@@ -154,25 +162,48 @@ def _anywhere(job: _Job) -> _Job:
     return replace(job, samples=samples, start=start, folder=job.folder.resolve())
 
 
-def _fit_apart(job: _Job) -> Held:
+def _fit_apart(job: _Job) -> Fold:
     return _fit_fold(job, gather_views(job.samples, job.reads, job.rate))
 
 
-def _fit_fold(job: _Job, clips: Sequence[ClipViews]) -> Held:
+def _fit_fold(job: _Job, clips: Sequence[ClipViews]) -> Fold:
     away = set(job.held)
     fitting = [clip for place, clip in enumerate(clips) if place not in away]
     fitted = fit(fitting, job.task, job.recipe, job.start, job.folder, job.name)
-    maps = read_maps([clips[place] for place in job.held], NetworkMaps(fitted.network))
-    return dict(zip(job.held, maps, strict=True)), fitted.history
+    held = [clips[place] for place in job.held]
+    maps = read_maps(held, NetworkMaps(fitted.network))
+    names = (clip.sample.name for clip in held)
+    return Fold(
+        dict(zip(names, maps, strict=True)),
+        fitted.network.get_weights(),
+        choose_calibration(fitting, job.recipe.seed),
+        fitted.history,
+    )
 
 
-def _save(path: Path, maps: dict[int, Float], history: list[dict[str, Any]]) -> None:
+def _save(path: Path, fold: Fold) -> None:
     part = path.with_suffix(".part.npz")
-    np.savez(part, history=np.array(json.dumps(history)), **{str(k): v for k, v in maps.items()})  # type: ignore[arg-type]
+    arrays = {
+        "history": np.array(json.dumps(fold.history)),
+        **{f"weights/{i:04}": of for i, of in enumerate(fold.weights)},
+        **{f"calibration/{name}": of for name, of in vars(fold.calibration).items()},
+        **{f"maps/{name}": of for name, of in fold.maps.items()},
+    }
+    np.savez_compressed(part, **arrays)
     part.rename(path)
 
 
-def _load(path: Path) -> Held:
-    with np.load(path) as saved:
-        maps = {int(name): saved[name] for name in saved.files if name != "history"}
-        return maps, json.loads(str(saved["history"]))
+def load_fold(path: Path) -> Fold:
+    """Read a fold's file. Raises DataError where it is damaged."""
+    try:
+        with np.load(path) as saved:
+            of: dict[str, dict[str, Any]] = {"weights": {}, "calibration": {}, "maps": {}}
+            for name in saved.files:
+                kind, _, rest = name.partition("/")
+                if rest:
+                    of[kind][rest] = saved[name]
+            history = json.loads(str(saved["history"]))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a whole fold ({error})") from error
+    weights = [of["weights"][name] for name in sorted(of["weights"])]
+    return Fold(of["maps"], weights, Calibration(**of["calibration"]), history)

@@ -1,7 +1,8 @@
 """A training run: cross-validate a recipe by patient, choose the verdict rule, fit on everything.
 
 A run's folder holds ``run.json`` (recipe, task, specification, figures, history, patients), the
-network's weights, ``calibration.npz`` (inputs of training patients, for quantization), the pooled
+network's weights, ``calibration.npz`` (inputs of training patients, for quantization), ``folds`` (each
+fold's network, with what it was not fitted on, so that its quantization can be proven there), the pooled
 out-of-fold ``predictions.csv`` and ``logs`` for TensorBoard. It is written under ``<name>.part`` and
 renamed when whole; a part left by the same recipe and data can be resumed.
 """
@@ -19,27 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-from numpy.typing import NDArray
 
 from reader.bundle import FAMILIARITY, Specification
 from reader.familiar import Familiarity
 from training import networks
 from training.audit import confounds_of
+from training.calibration import choose_calibration
 from training.datasets import DataError, Sample, Task, patient_digest
 from training.evaluation import Prediction, full_metrics, metrics, predict, write_json, write_predictions
 from training.familiarity import familiarity_of
-from training.fitting import Fitted, NetworkMaps, Recipe, Start, fit
-from training.folds import Folds, cross_validate
+from training.fitting import Fitted, Recipe, Start, fit
+from training.folds import FOLDS, Fold, Folds, cross_validate, load_fold
 from training.rules import choose_rule, starting_rule
-from training.views import ClipViews, gather_views, read_maps
+from training.views import ClipViews, gather_views
 
 RATE = 5.0
 """Frames a second that are looked at in training; the verdict counts in seconds, not frames."""
-CALIBRATION_IMAGES = 240
-USUAL_PICTURES = 400
-"""Most negative pictures that the usual map is learnt from."""
 WEIGHTS = "network.weights.h5"
+CALIBRATION = "calibration.npz"
 STARTED = "started.json"
 
 
@@ -53,13 +51,20 @@ class Run:
     reads: Specification
     record: dict[str, Any]
 
-    def network(self, batch: int | None = None) -> keras.Model:
-        """The trained network; ``batch`` fixes its batch dimension."""
+    def network(self, batch: int | None = None, fold: Fold | None = None) -> keras.Model:
+        """The trained network, or a fold's; ``batch`` fixes its batch dimension."""
         of = self.recipe
         channels, whole = len(self.reads.map_channels), self.reads.beam == "whole"
         network = networks.build(of.network, of.size, channels, of.dropout, batch, whole)
-        network.load_weights(self.path / WEIGHTS)
+        if fold is None:
+            network.load_weights(self.path / WEIGHTS)
+        else:
+            network.set_weights(fold.weights)
         return network
+
+    def folds(self) -> list[Fold]:
+        """What cross-validation left, in order; none where the run has no folds."""
+        return [load_fold(path) for path in sorted((self.path / FOLDS).glob("*.npz"))]
 
     @property
     def patients(self) -> set[str]:
@@ -71,7 +76,8 @@ class Run:
 class Plan:
     """How a run is made. ``folds`` 0: no cross-validation and no figures. ``sensitivity``: what the
     threshold aims at, None for where sensitivity and specificity meet. ``earlier``: the run
-    whose weights are the start; its patients are never held out."""
+    whose weights are the start; its patients are never held out. ``found_at``: ``folder`` and
+    ``patient_pattern`` of the data, so that conversion finds them again."""
 
     recipe: Recipe
     folds: Folds
@@ -79,6 +85,7 @@ class Plan:
     sensitivity: float | None = None
     earlier: Run | None = None
     command: str = ""
+    found_at: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def known(self) -> frozenset[str]:
@@ -119,12 +126,10 @@ def train(samples: Sequence[Sample], task: Task, plan: Plan, out: Path, resume: 
     clips = gather_views(samples, reads, RATE)
     figures, history, reads = _cross_validated(clips, task, plan, reads, part)
     fitted = fit(clips, task, plan.recipe, plan.start, part / "fits" / "all", "all")
-    if task.beam == "whole":
-        _settle(fitted.network, clips, task)
     fitted.network.save_weights(part / WEIGHTS)
     if task.beam == "ultrasound":
         _keep_familiarity(clips, reads, part)
-    np.savez_compressed(part / "calibration.npz", inputs=calibration_inputs(clips, plan.recipe.seed))
+    choose_calibration(clips, plan.recipe.seed).save(part / CALIBRATION)
     record = _record(samples, task, plan, reads, figures, fitted, history + fitted.history)
     write_json(part / "run.json", record)
     _keep_logs(part)
@@ -163,12 +168,6 @@ def _cross_validated(
     return {**figures, "rules_tried": tried}, history, reads
 
 
-def _settle(network: keras.Model, clips: Sequence[ClipViews], task: Task) -> None:
-    negative = [clip for clip in clips if clip.sample.label == task.negative]
-    step = -(-len(negative) // USUAL_PICTURES)
-    networks.settle_usual_map(network, np.concatenate(read_maps(negative[::step], NetworkMaps(network))))
-
-
 def _keep_familiarity(clips: Sequence[ClipViews], reads: Specification, part: Path) -> None:
     try:
         known = familiarity_of(clips, reads)
@@ -182,7 +181,6 @@ def _keep_logs(part: Path) -> None:
     for logs in (part / "fits").glob("*/*/logs"):
         logs.rename(_made(part / "logs") / f"{logs.parent.parent.name}-{logs.parent.name}")
     shutil.rmtree(part / "fits")
-    shutil.rmtree(part / "folds", ignore_errors=True)
 
 
 def _made(folder: Path) -> Path:
@@ -209,18 +207,6 @@ def _pooled_figures(predictions: Sequence[Prediction], reads: Specification, pla
         if source and len({item.sample.label for item in of}) > 1 and len(of) >= 20:
             figures[source] = metrics(of, reads)
     return figures
-
-
-def calibration_inputs(clips: Sequence[ClipViews], seed: int) -> NDArray[np.uint8]:
-    """Inputs spread over labels, sources and brightness: uint8 [n, size, size, channels]."""
-    random = np.random.default_rng(seed)
-    one_each = [clip.pixels[random.integers(len(clip.pixels))] for clip in clips if clip.pixels]
-    strata = [f"{c.sample.label} {c.sample.source}" for c in clips if c.pixels]
-    brightness = [float(pixels.mean()) for pixels in one_each]
-    order = sorted(range(len(one_each)), key=lambda i: (strata[i], brightness[i]))
-    step = max(len(order) / CALIBRATION_IMAGES, 1.0)
-    chosen = [order[int(k * step)] for k in range(min(len(order), CALIBRATION_IMAGES))]
-    return np.stack([one_each[i] for i in chosen])
 
 
 def _record(
@@ -256,6 +242,7 @@ def _record(
         "reads": reads.to_json(),
         "backend": f"keras {keras.__version__} on {keras.backend.backend()}",
         "data": data,
+        "data_found_at": plan.found_at,
         "confounds": confounds_of(samples, task),
         "figures": figures,
         "history": history,
