@@ -9,7 +9,7 @@ import sys
 COMMANDS = {
     "run": ("device.commands", "read a clip, folder, capture device or the phantom"),
     "demo": ("device.commands", "the bedside reader on the built-in phantom"),
-    "bundle": ("device.commands", "show or verify a model bundle"),
+    "bundle": ("device.commands", "show, verify or sign a model bundle"),
     "bench": ("device.commands", "measure how fast a bundle reads on this machine"),
     "data": ("training.data_commands", "check a data set: counts, duplicates, leaks, confounds"),
     "train": ("training.commands", "train a network on a data set"),

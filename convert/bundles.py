@@ -1,29 +1,36 @@
-"""A run becomes a bundle: the network in int8, golden vectors, manifest and card."""
+"""What goes into a bundle: manifest, networks, golden vectors, card and report."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.artifacts import Artifact
 from convert.card import CARD, card
-from convert.tflite import CONVERTER, class_maps, to_int8
-from reader.bundle import FAMILIARITY, GOLDEN, MANIFEST, MODEL, SCHEMA, Manifest, Specification, write_bundle
+from convert.tflite import CONVERTER, class_maps
+from reader.bundle import (
+    FAMILIARITY,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    ONNX,
+    ONNX_INT8,
+    REPORT,
+    SCHEMA,
+    Manifest,
+    Specification,
+)
 from reader.clips import Frame
 from reader.phantom import RATE, Act, Phantom
-from reader.preprocess import cell_weights
 from reader.reader import Reader
-from reader.runner import LiteRtRunner
-from reader.verdict import pool, probabilities
-from training.calibration import Calibration
 from training.datasets import DataError
-from training.fitting import NetworkMaps
-from training.runs import CALIBRATION, Run
+from training.runs import Run
 
 Image = NDArray[np.uint8]
 
@@ -37,31 +44,52 @@ XNNPACK_TOLERANCE = 1
 BUILTIN_MARGIN = 2
 """Steps allowed beyond what TFLite's own kernels differed by when the bundle was made: they do not
 match between processors."""
+ONNX_TOLERANCE = 0.001
+"""Logits by which float32 ONNX may differ: it computes the same in another order."""
+ONNX_INT8_TOLERANCE = 0.25
+"""Logits by which int8 ONNX may differ between onnxruntime's providers, which round at other places."""
 
 
-def make_bundle(run: Run, out: Path, version: str) -> Manifest:
-    """Convert a run and write its bundle. Raises DataError where ``out`` exists."""
-    if out.exists():
-        raise DataError(f"{out}: exists already; name another folder or remove it")
-    calibration = Calibration.load(run.path / CALIBRATION).inputs
-    model = to_int8(run.network(batch=1), calibration)
-    manifest = _manifest(run, version, _agreement(run, model, calibration))
-    golden, worst = _golden(model, run.reads)
+def bundle_files(
+    run: Run, version: str, report: Mapping[str, Any], networks: Mapping[str, bytes], golden: bytes
+) -> dict[str, bytes]:
+    """The bundle's files by name. Raises DataError where the run lacks what a manifest must say."""
+    manifest = _manifest(run, version, report)
     files = {
         MANIFEST: manifest.to_json().encode("utf-8"),
-        MODEL: model,
+        **networks,
         GOLDEN: golden,
-        CARD: card(manifest, worst).encode("utf-8"),
+        CARD: card(manifest).encode("utf-8"),
+        REPORT: (json.dumps(report, ensure_ascii=False) + "\n").encode("utf-8"),
     }
     if run.reads.familiarity is not None:
         files[FAMILIARITY] = json.dumps(run.reads.familiarity.to_json()).encode("utf-8")
-    part = out.with_name(out.name + ".part")
-    write_bundle(part, files)
-    part.rename(out)
-    return manifest
+    return files
 
 
-def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
+def _int8_figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the report, what the manifest, the card and the screen say."""
+    held = report["held"]
+    found: dict[str, Any] = {
+        "gate": report["gate"],
+        "how": report["how"],
+        "shipped": {
+            **{key: report["shipped"][key] for key in ("clips", "frames", "seen_in_training")},
+            **{key: report["shipped"]["agreement"]["clip"][key] for key in ("flipped", "difference_of_p")},
+        },
+        "calibration_images": report["representative"]["images"],
+        "builtin_kernels_differ_by_steps": report["golden"]["builtin_steps"],
+    }
+    if held:
+        found |= {
+            "figures": held["figures"][MODEL]["clip"],
+            "less_float": held["paired"][MODEL]["clip"],
+            "agreement": {k: v for k, v in held["agreement"][MODEL]["clip"].items() if k != "by_distance"},
+        }
+    return found
+
+
+def _manifest(run: Run, version: str, report: Mapping[str, Any]) -> Manifest:
     record = run.record
     if missing := set(PROVENANCE) - record.keys():
         raise DataError(f"{run.path}: made by an older Sonoglance (no {min(missing)}): train again")
@@ -78,7 +106,7 @@ def _manifest(run: Run, version: str, agreement: dict[str, Any]) -> Manifest:
             "phantom_frames_in_training": 0,
             "converter": CONVERTER,
         },
-        figures={"float": record["figures"], "int8": agreement},
+        figures={"float": record["figures"], "int8": _int8_figures(report)},
         intended_use=run.task.intended_use,
         limits=(f"Trained on {len(run.patients)} patients.", *run.task.limits, *_blindness(run)),
         licences={
@@ -108,53 +136,28 @@ def _terms(licences: list[str]) -> str:
     return "as the data's licences allow"
 
 
-def _agreement(run: Run, model: bytes, inputs: Image) -> dict[str, Any]:
-    """How far int8 is from float on the calibration inputs: frames the network was fitted on, so
-    this says what the conversion changed and nothing about how well it reads."""
-    reads = run.reads
-    runner = LiteRtRunner(model, 2, MODEL)
-    exact = NetworkMaps(run.network())(inputs)
-    shrunk = np.stack([runner.class_map(pixels) for pixels in inputs])
-    negative = reads.labels.index(reads.negative)
-    scores = []
-    for maps in (exact, shrunk):
-        p = [
-            probabilities(pool(m, _cells(x, m.shape)), reads.temperature)
-            for m, x in zip(maps, inputs, strict=True)
-        ]
-        scores.append(1 - np.stack(p)[:, negative])
-    apart = np.abs(scores[0] - scores[1])
-    threshold = reads.verdict.threshold
-    same = (scores[0] >= threshold) == (scores[1] >= threshold)
-    return {
-        "compared_on": f"{len(inputs)} calibration inputs, of patients that were trained on",
-        "mean_difference_of_p": round(float(apart.mean()), 4),
-        "largest_difference_of_p": round(float(apart.max()), 4),
-        "frames_on_the_same_side": round(float(same.mean()), 4),
-    }
-
-
-def _cells(pixels: Image, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    lit = np.where(pixels.max(axis=2) > 0, 255, 0).astype(np.uint8)
-    return cell_weights(lit, *shape[:2])
-
-
-def _golden(model: bytes, reads: Specification) -> tuple[bytes, int]:
-    """Phantom frames as the network sees them, and its maps on both kinds of kernels."""
+def golden_vectors(artifacts: Mapping[str, Artifact], reads: Specification) -> tuple[bytes, dict[str, Any]]:
+    """golden.npz: phantom frames as the network sees them and the maps that every kind of kernels makes
+    of them; also what was found: ``frames``, ``builtin_steps``."""
     inputs = golden_inputs(reads)
+    model = artifacts[MODEL].content
     xnnpack = class_maps(model, inputs)
     builtin = class_maps(model, inputs, builtin=True)
     worst = int(np.abs(xnnpack.astype(int) - builtin.astype(int)).max())
+    sets: dict[str, tuple[NDArray[Any], float]] = {
+        "xnnpack": (xnnpack, XNNPACK_TOLERANCE),
+        "builtin": (builtin, worst + BUILTIN_MARGIN),
+    }
+    for name, kind, tolerance in (
+        (ONNX, "onnx", ONNX_TOLERANCE), (ONNX_INT8, "onnx_int8", ONNX_INT8_TOLERANCE),
+    ):  # fmt: skip
+        runner = artifacts[name].runner(1)
+        sets[kind] = np.stack([runner.class_map(pixels) for pixels in inputs]), tolerance
+    arrays: dict[str, Any] = {f"maps_{kind}": maps for kind, (maps, _) in sets.items()}
+    arrays |= {f"tolerance_{kind}": tolerance for kind, (_, tolerance) in sets.items()}
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        inputs=inputs,
-        maps_xnnpack=xnnpack,
-        maps_builtin=builtin,
-        tolerance_xnnpack=XNNPACK_TOLERANCE,
-        tolerance_builtin=worst + BUILTIN_MARGIN,
-    )
-    return buffer.getvalue(), worst
+    np.savez_compressed(buffer, inputs=inputs, **arrays)
+    return buffer.getvalue(), {"frames": len(inputs), "builtin_steps": worst}
 
 
 def golden_inputs(reads: Specification) -> Image:

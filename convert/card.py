@@ -24,15 +24,16 @@ LOUD_CONFOUND = 0.7
 """AUC from which telling the label without the lung is said loudly."""
 
 
-def card(manifest: Manifest, builtin_steps: int) -> str:
-    """The card's Markdown. ``builtin_steps``: by how much TFLite's own kernels differ from XNNPACK."""
+def card(manifest: Manifest) -> str:
+    """The card's Markdown."""
     sections = [
         [f"# {manifest.title}", f"`{manifest.name}` {manifest.version}. **{manifest.intended_use}**"],
         ["## Limits (26)", _list(manifest.limits)],
         ["## Participants and data (5, 6, 20)", *_data(manifest)],
         ["## Outcome, inputs, preparation (7 to 9, 11, 15)", *_inputs(manifest)],
         ["## Development (10, 12, 13, 16, 21)", *_development(manifest)],
-        ["## Figures (23)", *_figures(manifest, builtin_steps)],
+        ["## Figures (23)", *_figures(manifest)],
+        ["## What int8 costs (23)", *_int8(manifest)],
         ["## Subgroups (14)", *_subgroups(manifest.figures["float"])],
         ["## What else tells the labels apart (14)", *_confounds(manifest.provenance)],
         ["## The network and its rule (22, 24)", *_rule(manifest)],
@@ -103,7 +104,7 @@ def _development(manifest: Manifest) -> list[str]:
     ]
 
 
-def _figures(manifest: Manifest, builtin_steps: int) -> list[str]:
+def _figures(manifest: Manifest) -> list[str]:
     figures = manifest.figures["float"]
     lines = [
         "| clips, out of fold | positive / negative | AUC | sensitivity | specificity | abstained | calibration error |",
@@ -119,14 +120,50 @@ def _figures(manifest: Manifest, builtin_steps: int) -> list[str]:
         ]
         lines.append(f"| {name} | {part['positive']} / {part['negative']} | " + " | ".join(cells) + " |")
     shown = "\n".join(lines) if len(lines) > 2 else "None: nothing was held out."
-    agreement = manifest.figures["int8"]
     return [
-        f"In brackets: 95 % intervals over patients. Decided at the threshold, without abstaining.\n\n{shown}",
-        f"Int8 against float on {agreement['compared_on']}: the probability moves by "
-        f"{agreement['mean_difference_of_p']:.4f} on average, {agreement['largest_difference_of_p']:.3f} at most; "
-        f"{agreement['frames_on_the_same_side']:.1%} stay on their side of the threshold. TFLite's built-in kernels "
-        f"differ from XNNPACK by up to {builtin_steps} steps of the map.",
+        f"In brackets: 95 % intervals over patients. Of the float network, decided at the threshold, without abstaining.\n\n{shown}"
     ]
+
+
+def _int8(manifest: Manifest) -> list[str]:
+    of = manifest.figures["int8"]
+    gate, shipped = of["gate"], of["shipped"]
+    seen = "which it was fitted on, " if shipped["seen_in_training"] else ""
+    lines = [
+        f"**{gate['outcome']}.** {gate['sentence']}",
+        of["how"],
+        f"The shipped network against its own float network on {shipped['clips']} clips and pictures, {seen}"
+        f"{shipped['frames']} frames: {shipped['flipped']} verdicts flip; the probability moves by "
+        f"{shipped['difference_of_p']['mean']:.4f} on average, {shipped['difference_of_p']['largest']:.3f} at most. "
+        f"Quantization took its ranges from {of['calibration_images']} inputs of training patients. TFLite's built-in "
+        f"kernels differ from XNNPACK by up to {of['builtin_kernels_differ_by_steps']} steps of the map.",
+    ]
+    if "figures" in of:
+        lines.insert(2, _int8_table(of))
+    return lines
+
+
+def _int8_table(of: Mapping[str, Any]) -> str:
+    names = {
+        "roc_auc": "AUC",
+        "pr_auc": "PR AUC",
+        "sensitivity": "sensitivity",
+        "specificity": "specificity",
+        "calibration_error": "calibration error",
+    }
+    figures = {**of["figures"], **of["figures"].get("forced", {})}
+    lines = ["| clips | int8 | int8 less float |", "|---|---|---|"]
+    for key, name in names.items():
+        apart = of["less_float"].get(key)
+        if key in figures and apart:
+            lines.append(
+                f"| {name} | {_interval(figures[key])} | {apart['value']:+.4f} ({apart['low']:+.4f} to {apart['high']:+.4f}) |"
+            )
+    flips = of["agreement"]
+    lines.append(
+        f"| verdicts flipped | {flips['flipped']} of {flips['count']} | {_interval(flips['flips'])} |"
+    )
+    return "\n".join(lines)
 
 
 def _parts(figures: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from training.commands import (
     add_fold_options,
     add_row_options,
+    command_line,
     read_folds,
     training_samples,
 )
@@ -22,24 +24,68 @@ from training.runs import load_run
 
 
 def convert(arguments: list[str]) -> int:
-    """Quantize a run's network to int8 and write its bundle."""
+    """Quantize a run's network and prove on patients it was not fitted on what that cost: a bundle, and
+    beside it a report. Exits with 1 where the gate says FAIL."""
     parser = argparse.ArgumentParser("sonoglance convert", description=convert.__doc__)
     parser.add_argument("run", type=Path, help="a training run's folder")
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder, new")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="the report's folder, new (OUT-report)")
     parser.add_argument("--version", default="0.1.0", help="the bundle's own version")
+    parser.add_argument("--data", type=Path, help="where the run's data are, if they were moved")
+    parser.add_argument("--held-out", type=Path, metavar="DIR", help="prove on new patients, not the folds")
+    parser.add_argument("--calibration", type=Path, metavar="DIR", help="calibrate on these instead")
+    parser.add_argument("--int8", type=Path, metavar="FILE", help="judge this .tflite of the same network")
+    parser.add_argument("--float-layers", default="", help="kept in float, with commas between")
+    parser.add_argument("--finetune", type=int, default=0, metavar="STEPS", help="tune the weights for int8")
+    parser.add_argument("--no-float-onnx", action="store_true", help="leave the large model.onnx out")
+    parser.add_argument("--allow-partial", action="store_true", help="Edge TPU: partly on the CPU will do")
+    add_row_options(parser)
     options = parser.parse_args(arguments)
+    if options.where and not options.held_out:
+        parser.error("--where chooses rows of --held-out")
+    if options.data and options.held_out:
+        parser.error("give --data or --held-out, not both")
+    if options.int8 and not options.held_out:
+        parser.error("--int8 is judged on --held-out patients: the folds have other networks")
     run = load_run(options.run)
-    from convert.bundles import make_bundle
+    from convert.conversion import Conversion, convert_run
+    from convert.gate import FAIL
 
-    manifest = make_bundle(run, options.out, options.version)
-    agreement = manifest.figures["int8"]
-    print(
-        f"int8 against float on {agreement['compared_on']}: probability differs by "
-        f"{agreement['mean_difference_of_p']:.4f} (mean), "
-        f"{agreement['frames_on_the_same_side']:.1%} on the same side"
+    how = Conversion(
+        version=options.version,
+        data=options.data,
+        held_out=options.held_out,
+        where=options.where,
+        patient_pattern=options.patient_pattern,
+        calibration=options.calibration,
+        int8=options.int8,
+        float_layers=tuple(filter(None, options.float_layers.split(","))),
+        finetune=options.finetune,
+        float_onnx=not options.no_float_onnx,
+        allow_partial=options.allow_partial,
+        command=command_line("convert", arguments),
     )
-    print(f"bundle: {options.out}")
-    return 0
+    report = options.report or options.out.with_name(options.out.name + "-report")
+    found = convert_run(run, how, options.out, report)
+    gate = found["gate"]
+    print(f"\n{gate['outcome']}: {gate['sentence']}")
+    print(f"worst layer: {found['blame']['layers'][0]['name']}")
+    if gate["outcome"] == FAIL:
+        print(f"what may help: {_remedies(found)}")
+    print(f"bundle: {options.out}\nreport: {report / 'report.html'}")
+    return 1 if gate["outcome"] == FAIL else 0
+
+
+def _remedies(found: dict[str, Any]) -> str:
+    plain, *mixed = [row for row in found["mixed"] if "refused" not in row]
+    if not mixed:
+        return "--finetune 100"
+    best = min(mixed, key=lambda row: row["map_rmse"])
+    return (
+        f"--float-layers {','.join(best['float_layers'])} (error of the map {plain['map_rmse']:.3f} to "
+        f"{best['map_rmse']:.3f}, {plain['ms']:.1f} to {best['ms']:.1f} ms, not for an Edge TPU); "
+        "--finetune 100"
+    )
 
 
 def compare(arguments: list[str]) -> int:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-from collections.abc import Iterator
+import warnings
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert.tools import flatbuffer_utils
 from numpy.typing import NDArray
+from tensorflow.lite.python.convert import ConverterError, mlir_quantize
+from tensorflow.lite.python.util import modify_model_io_type
 
 from reader.errors import SonoglanceError
 from training.fitting import scaled
@@ -18,6 +25,7 @@ from training.fitting import scaled
 Image = NDArray[np.uint8]
 
 CONVERTER = f"TensorFlow {tf.__version__}"
+THREADS = 2
 INPUT_SCALE, INPUT_ZERO_POINT = 1 / 128, 127
 
 
@@ -34,21 +42,108 @@ def to_int8(network: keras.Model, calibration: Image) -> bytes:
     """
     calibration = calibration.copy()
     calibration[0, 0, 0], calibration[0, 0, 1] = 0, 255
-
-    def representative() -> Iterator[list[NDArray[np.float32]]]:
-        for image in calibration:
-            yield [scaled(image[None])]
-
-    converter = tf.lite.TFLiteConverter.from_keras_model(network)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = representative
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = tf.uint8
-    converter.inference_output_type = tf.int8
+    prepared = _prepared(network, calibration[:1])
+    ranged = _with_ranges(prepared, _ranges(prepared, calibration))
     # Per-channel dense layers crash tflite-runtime 2.14 on ARM; Coral's own models have none.
-    converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-    model: bytes = converter.convert()
+    quantized = mlir_quantize(ranged, disable_per_channel_for_dense_layers=True)
+    model = bytes(modify_model_io_type(quantized, tf.uint8, tf.int8))
     _check(model)
+    return model
+
+
+def _prepared(network: keras.Model, some: Image) -> bytes:
+    """The float graph as the quantizer takes it; its ranges are those of ``some`` inputs."""
+    converter = _converter(network)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([scaled(image[None])] for image in some)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter._experimental_calibrate_only = True
+    return _converted(converter, network)
+
+
+def _ranges(prepared: bytes, calibration: Image) -> dict[int, tuple[float, float]]:
+    """Smallest and largest value of each float tensor of the graph over the calibration inputs.
+
+    The converter's own calibration reads a convolution's output after the sum with its shortcut has
+    overwritten it, and so takes the sum's range for both: residual networks lose a bit or two there.
+    """
+    interpreter = Interpreter(
+        model_content=prepared,
+        experimental_preserve_all_tensors=True,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        num_threads=THREADS,
+    )
+    interpreter.allocate_tensors()
+    source = interpreter.get_input_details()[0]["index"]
+    ranges: dict[int, tuple[float, float]] = {}
+    for image in calibration:
+        interpreter.set_tensor(source, scaled(image[None]))
+        interpreter.invoke()
+        for details in interpreter.get_tensor_details():
+            index = details["index"]
+            if details["dtype"] == np.float32 and details["shape"].size:
+                values = interpreter.get_tensor(index)
+                low, high = ranges.get(index, (0.0, 0.0))
+                ranges[index] = min(low, float(values.min())), max(high, float(values.max()))
+    return ranges
+
+
+def _with_ranges(prepared: bytes, ranges: dict[int, tuple[float, float]]) -> bytes:
+    graph = flatbuffer_utils.read_model_from_bytearray(bytearray(prepared))
+    for index, tensor in enumerate(graph.subgraphs[0].tensors):
+        of = tensor.quantization
+        if of is not None and of.min is not None and len(of.min) == 1 and index in ranges:
+            of.min, of.max = [ranges[index][0]], [ranges[index][1]]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(graph))
+
+
+def to_float(network: keras.Model) -> bytes:
+    """Convert a network of fixed batch 1 to float32 TFLite, batch normalization folded as in int8.
+
+    Its input is float32, scaled as for training. Raises ConversionError where TFLite cannot hold it.
+    """
+    return _converted(_converter(network), network)
+
+
+class FloatRunner:
+    """A float32 TFLite network of ``to_float`` on the processor, behind ``reader.runner.Runner``."""
+
+    name, badge = "litert float32", ""
+
+    def __init__(self, model: bytes, threads: int) -> None:
+        self._interpreter = Interpreter(model_content=model, num_threads=threads)
+        self._interpreter.allocate_tensors()
+        source, target = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
+        self._input, self._output = source["index"], target["index"]
+        self.input_shape, self.map_shape = _shape(source), _shape(target)
+
+    def class_map(self, pixels: Image) -> NDArray[np.float32]:
+        """uint8 [h, w, channels] to float32 logits [rows, columns, map channels]."""
+        self._interpreter.set_tensor(self._input, scaled(pixels[None]))
+        self._interpreter.invoke()
+        return np.asarray(self._interpreter.get_tensor(self._output)[0])
+
+
+def _shape(details: dict[str, Any]) -> tuple[int, int, int]:
+    _, rows, columns, channels = (int(n) for n in details["shape"])
+    return rows, columns, channels
+
+
+def _converter(network: keras.Model) -> Any:
+    # Keras announces its export on standard output, which belongs to our own results.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return tf.lite.TFLiteConverter.from_keras_model(network)
+
+
+def _converted(converter: Any, network: keras.Model) -> bytes:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            # Without types of its own the input is warned about; it is set where it matters.
+            warnings.filterwarnings("ignore", message="Statistics for quantized inputs")
+            model: bytes = converter.convert()
+    except (ConverterError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConversionError(f"{network.name}: TFLite cannot hold it ({reason})") from error
     return model
 
 

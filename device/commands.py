@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import signal
 import sys
@@ -15,12 +16,22 @@ from device.bench import measure, report
 from device.displays import open_display, save_snapshot
 from device.loop import Bedside
 from device.results import Results
+from device.runners import AUTO, KINDS, open_runner
 from device.sources import PhantomSource, open_sources
-from reader.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from reader.bundle import DEFAULT_BUNDLE, ONNX_INT8, Bundle, load_bundle
+from reader.bundle import ONNX as ONNX_FILE
 from reader.errors import ClipError
-from reader.runner import LiteRtRunner
+from reader.runner import LITERT, ONNX
+from reader.signing import check_trust, generate_key, sign_bundle
 
 THREADS = 2
+PASS = "PASS"
+GATE_BADGES = {
+    "FAIL": "DO NOT USE: int8 failed its test",
+    "TOO FEW TO SHOW": "int8 loss: too few patients to show",
+}
+"""What the screen says of a network by its quantization gate's outcome."""
+NOT_JUDGED_BADGE = "int8 loss was never measured"
 
 
 def run(arguments: list[str]) -> int:
@@ -34,30 +45,29 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--results", type=Path, metavar="FILE", help="write JSON lines, one a frame")
     parser.add_argument("--pace", choices=("live", "max"), default="live")
     parser.add_argument("--snapshots", type=Path, default=Path(), metavar="DIR")
-    _threads_option(parser)
+    _runner_options(parser)
     options = parser.parse_args(arguments)
     if options.pace == "max" and options.source.startswith("v4l2:"):
         parser.error("a capture device sets its own pace: leave --pace max out")
-    bundle = load_bundle(options.bundle)
-    runner = bundle.runner(options.threads)
-    sources = open_sources(options.source)
-    results = Results(options.results)
-    bedside = Bedside(
-        bundle, runner, open_display(options.display), results, options.snapshots, badges(runner)
-    )
-    _quit_on_terminate(bedside)
+    bundle, lasting_badges = _trusted_bundle(options)
     several = Path(options.source).is_dir()
-    try:
-        for source in sources:
-            bedside.run(source, options.pace == "live", source.name if several else None)
-            if bedside.quitting:
-                break
-    except ClipError:
-        results.discard()
-        raise
-    finally:
-        bedside.display.close()
-        results.close()
+    with open_runner(bundle, options.runner, options.threads) as (runner, runner_badges):
+        sources = open_sources(options.source)
+        results = Results(options.results)
+        shown = lasting_badges + runner_badges
+        bedside = Bedside(bundle, runner, open_display(options.display), results, options.snapshots, shown)
+        _quit_on_terminate(bedside)
+        try:
+            for source in sources:
+                bedside.run(source, options.pace == "live", source.name if several else None)
+                if bedside.quitting:
+                    break
+        except ClipError:
+            results.discard()
+            raise
+        finally:
+            bedside.display.close()
+            results.close()
     return 0
 
 
@@ -68,22 +78,23 @@ def demo(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder for the snapshot and the results file")
     parser.add_argument("--rounds", type=int, default=1)
     _bundle_option(parser)
-    _threads_option(parser)
+    _runner_options(parser)
     options = parser.parse_args(arguments)
     out = options.out or Path(tempfile.mkdtemp(prefix="sonoglance-demo-"))
     out.mkdir(parents=True, exist_ok=True)
-    bundle = load_bundle(options.bundle)
-    runner = bundle.runner(options.threads)
+    bundle, lasting_badges = _trusted_bundle(options)
     source = PhantomSource(options.rounds)
     print(f"phantom (a test pattern, not a lung), {source.seconds:.0f} s; bundle {bundle.path.name}")
     results = Results(out / "results.jsonl")
-    bedside = Bedside(bundle, runner, open_display(options.display), results, out, badges(runner))
-    _quit_on_terminate(bedside)
-    try:
-        bedside.run(source, live=True)
-    finally:
-        bedside.display.close()
-        results.close()
+    with open_runner(bundle, options.runner, options.threads) as (runner, runner_badges):
+        shown = lasting_badges + runner_badges
+        bedside = Bedside(bundle, runner, open_display(options.display), results, out, shown)
+        _quit_on_terminate(bedside)
+        try:
+            bedside.run(source, live=True)
+        finally:
+            bedside.display.close()
+            results.close()
     for state, seconds in bedside.seconds_by_state.items():
         print(f"  {state:<17} {seconds:5.1f} s")
     if bedside.screen is not None:
@@ -93,23 +104,51 @@ def demo(arguments: list[str]) -> int:
 
 
 def bundle(arguments: list[str]) -> int:
-    """Show what a bundle says of itself, or verify its checksums, schema, graph and golden vectors."""
+    """Show, verify or sign a bundle, or make the key to sign with."""
     parser = argparse.ArgumentParser("sonoglance bundle", description=bundle.__doc__)
-    parser.add_argument("action", choices=("show", "verify"))
-    parser.add_argument("bundle", type=Path, nargs="?", default=DEFAULT_BUNDLE)
-    parser.add_argument("--json", action="store_true", help="show the manifest as it is")
+    actions = parser.add_subparsers(dest="action", required=True)
+    show = actions.add_parser("show", help="what a bundle says of itself")
+    show.add_argument("bundle", type=Path, nargs="?", default=DEFAULT_BUNDLE)
+    show.add_argument("--json", action="store_true", help="the manifest as it is")
+    verify = actions.add_parser("verify", help="checksums, signature, schema, graph, golden vectors")
+    verify.add_argument("bundle", type=Path, nargs="?", default=DEFAULT_BUNDLE)
+    _keys_option(verify)
+    keygen = actions.add_parser("keygen", help="make a private key, and its public key beside it")
+    keygen.add_argument("key", type=Path, metavar="KEY", help="new file; the public key is KEY.pub")
+    sign = actions.add_parser("sign", help="sign a bundle that verifies and passed its quantization gate")
+    sign.add_argument("bundle", type=Path)
+    sign.add_argument("--key", type=Path, required=True, help="private key, as keygen makes it")
     options = parser.parse_args(arguments)
-    loaded = load_bundle(options.bundle)
     if options.action == "show":
+        loaded = load_bundle(options.bundle)
         print(loaded.manifest.to_json() if options.json else describe(loaded))
-        return 0
-    runner = loaded.runner(1)
-    worst = loaded.check_golden()
-    print(
-        f"{options.bundle}: whole; schema {loaded.manifest.schema}; graph agrees; "
-        f"golden vectors on {runner.name} differ by {worst} steps"
-    )
+    elif options.action == "verify":
+        print(_verify(options.bundle, options.keys))
+    elif options.action == "keygen":
+        fingerprint = generate_key(options.key)
+        print(f"{options.key}: private, keep it off the devices\n{options.key}.pub: {fingerprint}")
+    else:
+        print(f"{options.bundle}: signed by {sign_bundle(options.bundle, options.key)}")
     return 0
+
+
+def _verify(path: Path, keys: Path | None) -> str:
+    loaded = load_bundle(path)
+    # Before the network: the interpreter is not made for graphs of strangers.
+    trust = check_trust(loaded, keys)
+    kinds = [LITERT]
+    if {ONNX_FILE, ONNX_INT8} & loaded.files.keys() and importlib.util.find_spec("onnxruntime"):
+        kinds.append(ONNX)
+    runners = [loaded.runner(1, kind) for kind in kinds]
+    golden = "; ".join(
+        f"golden vectors on {runner.name} differ by {loaded.check_golden(runner):g} {runner.unit}"
+        for runner in runners
+    )
+    outcome = loaded.manifest.gate_outcome or "not judged"
+    return (
+        f"{path}: whole; schema {loaded.manifest.schema}; graph agrees; {golden}\n"
+        f"{path}: quantization {outcome}\n{path}: {trust.reason}"
+    )
 
 
 def bench(arguments: list[str]) -> int:
@@ -157,18 +196,37 @@ def _figure_lines(figures: object, prefix: str = "") -> list[str]:
     return [f"{prefix}{figures}"]
 
 
-def badges(runner: LiteRtRunner) -> tuple[str, ...]:
-    """What the user must know of the runner: a fall-back is visible on the screen."""
-    if runner.name == "litert":
-        return ()
-    return (f"slow runtime: {runner.name} stands in for LiteRT",)
-
-
 def _bundle_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="folder or zip file")
+    _keys_option(parser)
 
 
-def _threads_option(parser: argparse.ArgumentParser) -> None:
+def _keys_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="folder of trusted *.pub keys (else $SONOGLANCE_KEYS, else /etc/sonoglance/keys)",
+    )
+
+
+def _trusted_bundle(options: argparse.Namespace) -> tuple[Bundle, tuple[str, ...]]:
+    """The bundle that was asked for, once it is trusted here, and what the screen must say of it."""
+    loaded = load_bundle(options.bundle)
+    trust = check_trust(loaded, options.keys)
+    shown = [trust.badge] if trust.badge else []
+    if trust.badge:
+        print(f"note: {options.bundle}: {trust.reason}", file=sys.stderr)
+    outcome = loaded.manifest.gate_outcome
+    if outcome != PASS:
+        badge = GATE_BADGES.get(outcome or "", NOT_JUDGED_BADGE)
+        print(f"note: {options.bundle}: {badge}", file=sys.stderr)
+        shown.append(badge)
+    return loaded, tuple(shown)
+
+
+def _runner_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runner", choices=KINDS, default=AUTO, help="what the network runs on")
     parser.add_argument("--threads", type=int, default=THREADS, help="threads for the network")
 
 
@@ -177,5 +235,3 @@ def _quit_on_terminate(bedside: Bedside) -> None:
         bedside.quitting = True
 
     signal.signal(signal.SIGTERM, terminate)
-    if bedside.runner.name != "litert":
-        print(f"note: {badges(bedside.runner)[0]}", file=sys.stderr)  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
 """What can go wrong in the box around the reader.
 
 SonoglanceError
-├── SourceError (also OSError)      a source cannot be opened, or is gone
-└── DisplayError (also RuntimeError) no screen can be reached
+├── SourceError (also OSError)           a source cannot be opened, or is gone
+├── DisplayError (also RuntimeError)     no screen can be reached
+└── AcceleratorError (also RuntimeError) an accelerator cannot be used, or was lost
 """
 
 from __future__ import annotations
@@ -16,3 +17,7 @@ class SourceError(SonoglanceError, OSError):
 
 class DisplayError(SonoglanceError, RuntimeError):
     """No screen can be reached."""
+
+
+class AcceleratorError(SonoglanceError, RuntimeError):
+    """An accelerator cannot be used, or was lost."""

@@ -160,7 +160,7 @@ class Bedside:
             trend=tuple(self._trend),
             overlay=self.overlay,
             held=self.held,
-            badges=self.badges + self._source_badges,
+            badges=(*self.badges, *self._source_badges, *filter(None, [self.runner.badge])),
         )
         self._press(self.display.show(self.screen))
 

@@ -8,28 +8,38 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reader.errors import BundleError
 from reader.familiar import Familiarity
-from reader.runner import LiteRtRunner
+from reader.runner import LITERT, LiteRtRunner, OnnxRunner, graphics_providers
+from reader.runner import ONNX as ONNX_KIND
 from reader.verdict import VerdictRule
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 MODEL = "model_int8.tflite"
+EDGE_TPU = "model_int8_edgetpu.tflite"
+ONNX = "model.onnx"
+ONNX_INT8 = "model_int8.onnx"
+REPORT = "report.json"
 GOLDEN = "golden.npz"
 FAMILIARITY = "familiarity.json"
 CHECKSUMS = "SHA256SUMS"
 SIGNATURE = "SHA256SUMS.sig"
 LARGEST_BUNDLE = 512 * 2**20
+PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[\w.-]+", re.ASCII)
+CHECKSUM_LINE = re.compile(rf"([0-9a-f]{{64}})  ({PLAIN_NAME.pattern})", re.ASCII)
 DEFAULT_BUNDLE = Path(__file__).parent.parent / "device" / "models" / "lus-opacity"
 
 
@@ -97,6 +107,15 @@ class Manifest:
     limits: tuple[str, ...]
     licences: Mapping[str, Any]
 
+    @property
+    def gate_outcome(self) -> str | None:
+        """What the quantization gate said: ``PASS``, ``FAIL`` or ``TOO FEW TO SHOW``; None where the
+        quantization was not judged."""
+        try:
+            return str(self.figures["int8"]["gate"]["outcome"])
+        except (KeyError, TypeError):
+            return None
+
     def to_json(self) -> str:
         """The manifest as the text of manifest.json."""
         plain = asdict(replace(self, reads=replace(self.reads, familiarity=None)))
@@ -104,7 +123,7 @@ class Manifest:
         return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str = MANIFEST) -> Manifest:
+    def from_json(cls, text: str | bytes, where: str = MANIFEST) -> Manifest:
         """Parse manifest.json. Raises BundleError for another schema or a field that is wrong."""
         try:
             value = json.loads(text)
@@ -116,7 +135,8 @@ class Manifest:
             specification = Specification.from_json(value.pop("reads"))
             limits = tuple(value.pop("limits"))
             return cls(reads=specification, limits=limits, **value)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # A very deep nesting ends in RecursionError.
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"{where}: not a manifest ({error})") from error
@@ -130,10 +150,17 @@ class Bundle:
     manifest: Manifest
     files: Mapping[str, bytes]
 
-    def runner(self, threads: int = 2) -> LiteRtRunner:
-        """The int8 network, ready to run. Raises BundleError where it disagrees with the manifest,
-        RunnerError where no runtime is installed."""
-        runner = LiteRtRunner(self.files[MODEL], threads, where=f"{self.path}/{MODEL}")
+    def runner(self, threads: int = 2, kind: str = LITERT) -> LiteRtRunner | OnnxRunner:
+        """The network, ready to run. ``kind``: ``litert``, or ``onnx`` (int8 on a graphics processor or
+        where there is no float32 graph, else float32). Raises BundleError where the bundle has no such
+        graph or it disagrees with the manifest, RunnerError where no runtime is installed."""
+        name = MODEL
+        if kind == ONNX_KIND:
+            name = ONNX if ONNX in self.files and not graphics_providers() else ONNX_INT8
+            if name not in self.files:
+                raise BundleError(f"{self.path}: holds no {ONNX_INT8} or {ONNX}: convert the run again")
+        make = OnnxRunner if kind == ONNX_KIND else LiteRtRunner
+        runner = make(self.files[name], threads, where=f"{self.path}/{name}")
         reads = self.manifest.reads
         expected = (reads.size, reads.size, len(reads.channels))
         if runner.input_shape != expected:
@@ -147,24 +174,28 @@ class Bundle:
             )
         return runner
 
-    def check_golden(self) -> int:
-        """Run the golden vectors and return the largest difference in steps of the int8 map.
+    def check_golden(self, runner: LiteRtRunner | OnnxRunner | None = None) -> float:
+        """Run the golden vectors and return the largest difference, in the runner's own units.
 
-        Raises BundleError where it exceeds the bundle's own tolerance for this runtime.
+        ``runner``: made by ``runner``; None for int8 TFLite. Raises BundleError where the difference
+        exceeds the bundle's own tolerance for this runtime, or where the vectors cannot be read.
         """
-        runner = self.runner(threads=1)
-        with np.load(io.BytesIO(self.files[GOLDEN])) as golden:
-            inputs = golden["inputs"]
-            resolver = "xnnpack" if runner.name == "litert" else "builtin"
-            expected, tolerance = golden[f"maps_{resolver}"], int(golden[f"tolerance_{resolver}"])
-        worst = max(
-            int(np.abs(runner.quantized_map(x).astype(int) - y.astype(int)).max())
-            for x, y in zip(inputs, expected, strict=True)
-        )
-        if worst > tolerance:
+        runner = runner or self.runner(threads=1)
+        of = runner.golden_set
+        try:
+            with np.load(io.BytesIO(self.files[GOLDEN])) as golden:
+                inputs = golden["inputs"]
+                expected, tolerance = golden[f"maps_{of}"], float(golden[f"tolerance_{of}"])
+            worst = max(
+                float(np.abs(runner.raw_map(x).astype(float) - y.astype(float)).max())
+                for x, y in zip(inputs, expected, strict=True)
+            )
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{self.path}/{GOLDEN}: no golden vectors of this network ({error})") from error
+        if not worst <= tolerance:
             raise BundleError(
-                f"{self.path}: golden vectors differ by {worst} steps on {runner.name}, "
-                f"{tolerance} allowed: this machine does not compute what was tested"
+                f"{self.path}: golden vectors differ by {worst:g} {runner.unit} on {runner.name}, "
+                f"{tolerance:g} allowed: this machine does not compute what was tested"
             )
         return worst
 
@@ -172,24 +203,17 @@ class Bundle:
 def load_bundle(path: Path) -> Bundle:
     """Load a bundle from a folder or zip file.
 
-    Raises BundleError when it is missing, incomplete, damaged, of an unknown schema, or holds a
-    name that leads outside it.
+    Raises BundleError when it is missing, incomplete, damaged, of an unknown schema, or holds
+    anything but plain files side by side. It says nothing of who made it: see ``reader.signing``.
     """
     if path.is_dir():
-        files = {
-            file.relative_to(path).as_posix(): file.read_bytes()
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        }
+        files = _read_folder(path)
     elif path.is_file():
         files = _read_zip(path)
     else:
         raise BundleError(f"{path}: no such bundle; give a folder or zip file")
-    for needed in (CHECKSUMS, MANIFEST, MODEL, GOLDEN):
-        if needed not in files:
-            raise BundleError(f"{path}: not a bundle, it lacks {needed}")
     _check_sums(path, files)
-    manifest = Manifest.from_json(files[MANIFEST].decode("utf-8"), f"{path}/{MANIFEST}")
+    manifest = Manifest.from_json(files[MANIFEST], f"{path}/{MANIFEST}")
     return Bundle(path, _with_familiarity(manifest, files, path), files)
 
 
@@ -217,27 +241,67 @@ def checksums(files: Mapping[str, bytes]) -> str:
     return "".join(sorted(lines, key=lambda line: line[66:]))
 
 
+def _read_folder(path: Path) -> dict[str, bytes]:
+    members = sorted(path.iterdir())
+    _check_members(path, [(member.name, member.lstat().st_size) for member in members])
+    for member in members:
+        if not stat.S_ISREG(member.lstat().st_mode):
+            raise BundleError(f"{path}: {member.name} is not a plain file (a link or folder); take it away")
+    return {member.name: member.read_bytes() for member in members}
+
+
 def _read_zip(path: Path) -> dict[str, bytes]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            if sum(member.file_size for member in members) > LARGEST_BUNDLE:
-                raise BundleError(f"{path}: unpacks to over {LARGEST_BUNDLE >> 20} MiB")
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            _check_members(path, [(member.orig_filename, member.file_size) for member in members])
             for member in members:
-                name = PurePosixPath(member.filename)
-                if name.is_absolute() or ".." in name.parts or "\\" in member.filename:
-                    raise BundleError(f"{path}: holds {member.filename!r}, a name outside itself")
-            return {member.filename: archive.read(member) for member in members}
-    # zipfile raises NotImplementedError for a compression it lacks, RuntimeError for encryption.
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise BundleError(f"{path}: not a whole zip file ({error})") from error
+                if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+                    raise BundleError(f"{path}: {member.filename} is not a plain file; zip the bundle anew")
+                # Only of these does zipfile bound what it unpacks at once.
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise BundleError(f"{path}: {member.filename} is not deflated; zip the bundle anew")
+            file.seek(-22, os.SEEK_END)  # the length of a zip's last record, without a comment
+            if min(member.header_offset for member in members) or not file.read().startswith(b"PK\5\6"):
+                raise BundleError(f"{path}: something stands before or after the zip's files")
+            return {member.filename: _unpacked(archive, member) for member in members}
+    # zipfile raises RuntimeError for encryption and NotImplementedError, one of its kind, for what it
+    # lacks; UnicodeDecodeError for a damaged name.
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: not a whole zip file ({str(error) or 'cut'})") from error
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member's content. Asked for in its stated size, one that lies about it fills no memory."""
+    with archive.open(member) as content:
+        return content.read(member.file_size + 1)
+
+
+def _check_members(path: Path, sizes: list[tuple[str, int]]) -> None:
+    """Names and sizes, before anything is read."""
+    names = [name for name, _ in sizes]
+    for needed in (CHECKSUMS, MANIFEST, MODEL, GOLDEN):
+        if needed not in names:
+            raise BundleError(f"{path}: not a bundle, it lacks {needed}")
+    seen: set[str] = set()
+    for name in names:
+        if not PLAIN_NAME.fullmatch(name):
+            raise BundleError(f"{path}: holds {name!r}, which is no plain name or leads outside the bundle")
+        if name.lower() in seen:
+            raise BundleError(f"{path}: holds {name} twice, or in capitals and small letters")
+        seen.add(name.lower())
+    if sum(size for _, size in sizes) > LARGEST_BUNDLE:
+        raise BundleError(f"{path}: unpacks to over {LARGEST_BUNDLE >> 20} MiB")
 
 
 def _check_sums(path: Path, files: Mapping[str, bytes]) -> None:
-    listed = {}
-    for line in files[CHECKSUMS].decode("ascii", "replace").splitlines():
-        digest, _, name = line.partition("  ")
-        listed[name] = digest
+    listed: dict[str, str] = {}
+    text = files[CHECKSUMS].decode("ascii", "replace").removesuffix("\n")
+    for number, line in enumerate(text.split("\n"), 1):
+        match = CHECKSUM_LINE.fullmatch(line)
+        if match is None or match[2] in listed:
+            raise BundleError(f"{path}/{CHECKSUMS}: line {number} is malformed or names a file again")
+        listed[match[2]] = match[1]
     present = set(files) - {CHECKSUMS, SIGNATURE}
     if missing := set(listed) - present:
         raise BundleError(f"{path}: lacks {min(missing)}, which {CHECKSUMS} lists")

@@ -77,7 +77,7 @@ def train(arguments: list[str]) -> int:
         earlier, recipe = None, Recipe.of(options.network or "efficientnet-lite0", **given)
         start = Start(options.weights)
     found_at = {"folder": str(options.data.resolve()), "patient_pattern": options.patient_pattern}
-    command = _command("train", arguments)
+    command = command_line("train", arguments)
     plan = runs.Plan(recipe, folds, start, options.sensitivity, earlier, command, found_at)
     run = runs.train(samples, task, plan, options.out, options.resume)
     print(_summary(run.record["figures"].get("pooled")))
@@ -85,7 +85,8 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-def _command(name: str, arguments: list[str]) -> str:
+def command_line(name: str, arguments: list[str]) -> str:
+    """What was called, for the record."""
     # Names, not places: the command goes into bundles, and folders are nobody else's business.
     named = [
         word if before == "--where" or word.startswith("--where=") else re.sub(r"(^|=)\S*/", r"\1", word)
@@ -153,7 +154,7 @@ def evaluate(arguments: list[str]) -> int:
     if options.external:
         sets.append(_open_data(options.external, [], options.patient_pattern, model.task))
     parts = [_evaluated(data, model, options.fps) for data in sets]
-    facts = {**model.facts, "command": _command("evaluate", arguments), "made": time.strftime("%Y-%m-%d")}
+    facts = {**model.facts, "command": command_line("evaluate", arguments), "made": time.strftime("%Y-%m-%d")}
     title = f"{model.task.title}, {options.model.name}"
     page = render(Evaluation(title, model.reads, parts, facts, model.limits, model.history))
     options.out.mkdir(parents=True)

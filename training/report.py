@@ -6,10 +6,8 @@ the beam of real patients and stays with the data.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -26,16 +24,15 @@ from tqdm import tqdm
 
 from reader.bundle import Specification
 from reader.preprocess import Preprocessor
+from training import page
 from training.evaluation import Evaluated, Prediction, Scores, clip_scores, frame_scores, patient_scores
 from training.metrics import SMALLEST_PROBABILITY
+from training.page import BLUE, GREEN, NAMES, NO_INTERVAL, ORANGE, SKY, VERMILLION
 from training.views import ClassMaps, look_through, read_maps, readings, worst_reading
 
 Image = NDArray[np.uint8]
 
-BLUE, VERMILLION, GREEN, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
-"""Told apart by everybody (Okabe and Ito 2008, jfly.uni-koeln.de/color)."""
 LEVELS = (("clip", "-", BLUE), ("frame", ":", ORANGE), ("patient", "--", GREEN))
-DOTS_PER_INCH = 144
 WORST = 24
 """Mistakes that are shown as pictures."""
 HEAT = (0, 94, 213)
@@ -43,48 +40,6 @@ HEAT = (0, 94, 213)
 HEAT_STRENGTH = 0.6
 NOT_KNOWN = "not known"
 NO_LABEL = "no label"
-NO_INTERVAL = "†"
-NAMES = {
-    "roc_auc": "ROC AUC",
-    "pr_auc": "PR AUC (average precision)",
-    "loss": "Loss (log loss)",
-    "calibration_error": "Calibration error (ECE)",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "balanced_accuracy": "Balanced accuracy",
-    "accuracy": "Accuracy",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "f1": "F1",
-}
-STYLE = """
-:root { --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --tint: #f3f6f9; --blue: #0072b2; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; margin: 0 auto;
-  max-width: 62rem; padding: 2rem 1.5rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: 1rem; border-top: 3px solid var(--blue); }
-h3 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
-p, ul { max-width: 46rem; } li { margin: .2rem 0; }
-.lead, .note { color: var(--soft); } .note { font-size: .88rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: .6rem;
-  margin: 1rem 0; }
-.tile { background: var(--tint); border-radius: 6px; padding: .7rem .8rem; }
-.tile b { display: block; font-size: 1.6rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.tile span { display: block; color: var(--soft); font-size: .85rem; }
-.beware { border-left: 5px solid #d55e00; background: #fdf3ec; padding: .6rem 1rem; margin: 1rem 0; }
-.beware p { margin: .25rem 0; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); font-size: .88rem; padding-bottom: .4rem; }
-th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-thead th { border-bottom: 2px solid var(--ink); } tbody th { font-weight: 500; }
-td { white-space: nowrap; } td:only-of-type { white-space: normal; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-img { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; }
-  h2, h3 { break-after: avoid; } img, tr, .tile, .beware { break-inside: avoid; } }
-"""
 
 
 @dataclass(frozen=True)
@@ -114,21 +69,7 @@ def render(evaluation: Evaluation) -> str:
         _computed(first.figures, evaluation.reads),
         _provenance(evaluation),
     ]
-    return _page(title, body)
-
-
-def _page(title: str, body: Iterable[str], images: str = "data:") -> str:
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            '<meta http-equiv="Content-Security-Policy" '
-            f"content=\"default-src 'none'; img-src {images}; style-src 'unsafe-inline'\">",
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
-            *body,
-            "</body></html>\n",
-        ]
-    )
+    return page.render(title, body)
 
 
 def _lead(part: Evaluated, reads: Specification) -> str:
@@ -168,7 +109,7 @@ def _beware(parts: Sequence[Evaluated]) -> str:
                 f"{part.name}: {unknown} samples name no patient. Each counts as a patient of its own, "
                 "so the intervals are too narrow, and nobody can say whether they were trained on."
             )
-    return f'<div class="beware">{_paragraphs(lines)}</div>' if lines else ""
+    return page.beware(lines)
 
 
 def _section(part: Evaluated, reads: Specification, external: bool) -> str:
@@ -179,17 +120,19 @@ def _section(part: Evaluated, reads: Specification, external: bool) -> str:
     if external:
         blocks.append(f'<p class="lead">{escape(_lead(part, reads))}</p>')
     blocks += [_tiles(figures), _levels(figures), _state_table(figures, reads)]
-    blocks.append(_image(_confusions(part, reads), "Confusion matrices: all decided, and as shown"))
+    blocks.append(page.image(_confusions(part, reads), "Confusion matrices: all decided, and as shown"))
     if "roc_auc" in figures["all"]:
         clips = clip_scores(read, reads)
         levels = {"clip": clips, "frame": frame_scores(read, reads), "patient": patient_scores(read, reads)}
         blocks += [
             "<h3>Telling apart</h3>",
-            _image(_curves(levels, figures), "ROC and precision-recall curves by frame, clip and patient"),
-            _image(_histogram(clips, reads), "Clip scores by label, with threshold and abstain band"),
+            page.image(
+                _curves(levels, figures), "ROC and precision-recall curves by frame, clip and patient"
+            ),
+            page.image(_histogram(clips, reads), "Clip scores by label, with threshold and abstain band"),
             _operating_points(figures["operating_points"]),
             "<h3>Calibration</h3>",
-            _image(_reliability(figures), "Reliability diagram of clip scores"),
+            page.image(_reliability(figures), "Reliability diagram of clip scores"),
             _abstaining(figures),
         ]
     if "labels" in figures:
@@ -210,13 +153,9 @@ def _tiles(figures: dict[str, Any]) -> str:
         ("Calibration error", clips.get("calibration_error")),
         ("Abstained", clips.get("abstained")),
     )
-    tiles = "".join(
-        f'<div class="tile"><span>{name}</span><b>{of["value"]:.3f}</b><span>{_range(of)}</span></div>'
-        for name, of in shown
-        if of is not None
-    )
+    tiles = [(name, f"{of['value']:.3f}", page.interval(of)) for name, of in shown if of is not None]
     note = clips.get("note", "Of clips. Sensitivity, specificity: all decided at the frozen threshold")
-    return f'<div class="tiles">{tiles}</div><p class="note">{escape(note)}.</p>'
+    return page.tiles(tiles) + page.note(f"{note}.")
 
 
 def _levels(figures: dict[str, Any]) -> str:
@@ -234,9 +173,9 @@ def _levels(figures: dict[str, Any]) -> str:
     for key, name in NAMES.items():
         cells = [of.get(key) or of.get("forced", {}).get(key) for of in columns.values()]
         if any(cells):
-            rows.append([name, *map(_figure, cells)])
+            rows.append([name, *map(page.value, cells)])
     caption = f"Everything decided at the frozen threshold {figures['threshold']:g}; 95 % intervals"
-    return _table(["", *columns], rows, caption)
+    return page.table(["", *columns], rows, caption)
 
 
 def _state_table(figures: dict[str, Any], reads: Specification) -> str:
@@ -246,12 +185,12 @@ def _state_table(figures: dict[str, Any], reads: Specification) -> str:
             "a label" if state in reads.labels else "abstained" if state == "uncertain" else "no reading"
         )
         rows.append([state, meaning, str(count), f"{count / figures['samples']:.1%}"])
-    table = _table(["State", "Meaning", "Clips", "Share"], rows, "What the reader said")
+    table = page.table(["State", "Meaning", "Clips", "Share"], rows, "What the reader said")
     wrong = figures.get("without_reading_as_wrong")
     if not wrong:
         return table
-    counted = ", ".join(f"{name} {_figure(of)}" for name, of in wrong.items())
-    return f'{table}<p class="note">Every clip without a reading counted as an error: {escape(counted)}.</p>'
+    counted = ", ".join(f"{name} {page.value(of)}" for name, of in wrong.items())
+    return table + page.note(f"Every clip without a reading counted as an error: {counted}.")
 
 
 def _operating_points(points: dict[str, Any]) -> str:
@@ -261,31 +200,31 @@ def _operating_points(points: dict[str, Any]) -> str:
         "sensitivity_95": "At 95 % sensitivity (found on this data)",
     }
     keys = ("threshold", "sensitivity", "specificity", "ppv", "npv")
-    rows = [[name, *(_figure(points[key].get(of)) for of in keys)] for key, name in names.items()]
+    rows = [[name, *(page.value(points[key].get(of)) for of in keys)] for key, name in names.items()]
     head = ["Operating point", "Threshold", *(NAMES[key] for key in keys[1:])]
-    table = _table(head, rows, "PPV and NPV hold for this data's share of positives only")
-    return f'<h3>Operating points</h3>{table}<p class="note">{escape(_sentence(points["note"]))}</p>'
+    table = page.table(head, rows, "PPV and NPV hold for this data's share of positives only")
+    return f"<h3>Operating points</h3>{table}{page.note(page.sentence(points['note']))}"
 
 
 def _abstaining(figures: dict[str, Any]) -> str:
     of, shown = figures["abstaining"], figures["all"]["as_shown"]
     rows = [
-        ["Share abstained", _figure(of.get("abstained"))],
-        ["Error when all are decided", _figure(of.get("forced_error"))],
-        ["Error on the rest", _figure(of.get("error_on_rest"))],
-        ["Error on the rest / error when all are decided", _figure(of.get("error_ratio"))],
-        *([f"{name} on the rest", _figure(shown[key])] for key, name in NAMES.items() if key in shown),
+        ["Share abstained", page.value(of.get("abstained"))],
+        ["Error when all are decided", page.value(of.get("forced_error"))],
+        ["Error on the rest", page.value(of.get("error_on_rest"))],
+        ["Error on the rest / error when all are decided", page.value(of.get("error_ratio"))],
+        *([f"{name} on the rest", page.value(shown[key])] for key, name in NAMES.items() if key in shown),
     ]
     return (
         "<h3>Abstaining</h3>"
-        + _image(_risk_coverage(figures), "Error on the decided clips against the share that is decided")
-        + _table(["Figure", "Value"], rows, "The rest: clips that were given a label, as at the bedside")
+        + page.image(_risk_coverage(figures), "Error on the decided clips against the share that is decided")
+        + page.table(["Figure", "Value"], rows, "The rest: clips that were given a label, as at the bedside")
     )
 
 
 def _labels(of: dict[str, Any]) -> str:
     overall = [
-        [name, _figure(of.get(key))]
+        [name, page.value(of.get(key))]
         for key, name in (
             ("accuracy", "Accuracy"),
             ("balanced_accuracy", "Balanced accuracy (macro)"),
@@ -294,14 +233,14 @@ def _labels(of: dict[str, Any]) -> str:
         )
     ]
     rows = [
-        [label, str(part["samples"]), _figure(part.get("sensitivity")), _figure(part.get("roc_auc"))]
+        [label, str(part["samples"]), page.value(part.get("sensitivity")), page.value(part.get("roc_auc"))]
         for label, part in of["by_label"].items()
     ]
     note = "Kappa's weights take the labels in the task's order; where that is no order, pass it over"
     return (
         "<h3>All labels</h3>"
-        + _table(["Figure", "Value"], overall, note)
-        + _table(["Label", "Clips", "Sensitivity", "AUC against the rest"], rows, "By label")
+        + page.table(["Figure", "Value"], overall, note)
+        + page.table(["Label", "Clips", "Sensitivity", "AUC against the rest"], rows, "By label")
     )
 
 
@@ -312,9 +251,9 @@ def _where(figures: dict[str, Any]) -> str:
         "union_iou": "Intersection over union of all boxes",
         "mean_average_precision": "Mean average precision, IoU 0.4 to 0.75",
     }
-    rows = [[title, _figure(figures.get(key))] for key, title in names.items()]
+    rows = [[title, page.value(figures.get(key))] for key, title in names.items()]
     caption = f"{figures['with_boxes']} of {figures['pictures']} pictures have boxes"
-    return "<h3>Where it is</h3>" + _table(["Figure", "Value"], rows, caption)
+    return "<h3>Where it is</h3>" + page.table(["Figure", "Value"], rows, caption)
 
 
 def _subgroups(rows: Sequence[dict[str, Any]]) -> str:
@@ -327,7 +266,7 @@ def _subgroups(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['column']}: {row['value'] or NOT_KNOWN}",
             str(row["patients"]),
             f"{row['positive']} / {row['negative']}",
-            *(_figure(row.get(key) or row["forced"].get(key)) for key in _SUBGROUP_FIGURES),
+            *(page.value(row.get(key) or row["forced"].get(key)) for key in _SUBGROUP_FIGURES),
         ]
         for row in told
     ]
@@ -335,19 +274,18 @@ def _subgroups(rows: Sequence[dict[str, Any]]) -> str:
     note = ""
     if few:
         clips = sum(row["samples"] for row in few)
-        note = (
-            f'<p class="note">Too few clips for figures: {len(few)} more values, {clips} clips in all; '
-            "metrics.json counts them.</p>"
+        note = page.note(
+            f"Too few clips for figures: {len(few)} more values, {clips} clips in all; metrics.json counts them."
         )
     caption = "Clips, all decided at the frozen threshold. Many looks: some rows differ by chance"
-    return f"<h3>Subgroups</h3>{_table(head, cells, caption) if cells else ''}{note}"
+    return f"<h3>Subgroups</h3>{page.table(head, cells, caption) if cells else ''}{note}"
 
 
 _SUBGROUP_FIGURES = ("roc_auc", "sensitivity", "specificity", "calibration_error")
 
 
 def _training(history: Sequence[dict[str, Any]]) -> str:
-    return "<h2>Training</h2>" + _image(_losses(history), "Loss by epoch and fold")
+    return "<h2>Training</h2>" + page.image(_losses(history), "Loss by epoch and fold")
 
 
 def _not_shown(evaluation: Evaluation) -> str:
@@ -364,8 +302,7 @@ def _not_shown(evaluation: Evaluation) -> str:
             lines.append(f"{part.name}: samples of labels that the task leaves out were not read: {counts}.")
         if unread := part.figures["without_reading"]:
             lines.append(f"{part.name}: {unread} clips without a reading are outside the main figures.")
-    items = "".join(f"<li>{escape(line)}</li>" for line in [*lines, *evaluation.limits])
-    return f"<h2>What this does not show</h2><ul>{items}</ul>"
+    return "<h2>What this does not show</h2>" + page.items([*lines, *evaluation.limits])
 
 
 def _computed(figures: dict[str, Any], reads: Specification) -> str:
@@ -377,76 +314,26 @@ def _computed(figures: dict[str, Any], reads: Specification) -> str:
         "Clip: the largest windowed score in it, and the state at that moment, as at the bedside: "
         f"{rule.over} over {rule.window:g} s, {reads.negative} below {rule.normal_below:g}, another label "
         f"from {rule.abnormal_from:g}, cannot tell between.",
-        f"Frame: {_sentence(figures['frame']['note'])}",
-        f"Patient: {_sentence(figures['patient']['note'])}",
+        f"Frame: {page.sentence(figures['frame']['note'])}",
+        f"Patient: {page.sentence(figures['patient']['note'])}",
         f"Loss: mean -log of the truth's probability, clipped at {SMALLEST_PROBABILITY:g}. Calibration "
         f"error: {figures['calibration_bins']}, mean gap weighted by readings. PR AUC: average precision.",
     ]
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<h2>How it was computed</h2><ul>{items}</ul>"
+    return "<h2>How it was computed</h2>" + page.items(lines)
 
 
 def _provenance(evaluation: Evaluation) -> str:
     rows = [[key, value] for key, value in evaluation.facts.items()]
     for part in evaluation.parts:
         rows += [[f"{part.name}: {key}", value] for key, value in part.facts.items()]
-    return f"<h2>What was evaluated</h2>{_table(['', ''], rows, '')}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) if any(head) else ""
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    name = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="wide"><table>{name}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
-
-
-def _paragraphs(lines: Iterable[str]) -> str:
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
-
-
-def _figure(of: dict[str, float] | None) -> str:
-    if of is None:
-        return "-"
-    return f"{of['value']:.3f}" + (f" {_range(of)}" if "low" in of else "")
-
-
-def _range(of: dict[str, float]) -> str:
-    return NO_INTERVAL if of["low"] == of["high"] else f"({of['low']:.3f}, {of['high']:.3f})"
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
-
-
-def _image(figure: Figure, alt: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    width = round(figure.get_figwidth() * 96)
-    return f'<img alt="{escape(alt)}" width="{width}" src="data:image/png;base64,{data}">'
-
-
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=9)
-    return figure, axes
+    return f"<h2>What was evaluated</h2>{page.table(['', ''], rows)}"
 
 
 def _confusions(part: Evaluated, reads: Specification) -> Figure:
     states = [*reads.labels, *(state for state in part.figures["states"] if state not in reads.labels)]
     said = Counter((item.sample.label, item.state) for item in part.predictions)
     shown = np.array([[said[label, state] for state in states] for label in reads.labels])
-    figure, axes = _axes(9.6, 1.6 + 0.75 * len(reads.labels), 2)
+    figure, axes = page.axes(9.6, 1.6 + 0.75 * len(reads.labels), 2)
     _matrix(axes[0], _forced_matrix(part, reads), reads.labels, reads.labels, "All decided at the threshold")
     _matrix(axes[1], shown, reads.labels, states, "As shown at the bedside")
     return figure
@@ -473,21 +360,16 @@ def _matrix(
     for (i, j), count in np.ndenumerate(counts):
         text = f"{count}\n{shares[i, j]:.0%}"
         ax.text(j, i, text, ha="center", va="center", color="white" if shares[i, j] > 0.55 else "black")
-    ax.set_xticks(range(len(columns)), [_plain(name) for name in columns])
-    ax.set_yticks(range(len(rows)), [_plain(name) for name in rows])
+    ax.set_xticks(range(len(columns)), [page.plain(name) for name in columns])
+    ax.set_yticks(range(len(rows)), [page.plain(name) for name in rows])
     ax.set(xlabel="said", ylabel="label")
     ax.set_title(title, fontsize=11, loc="left")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
 
 
-def _plain(text: str) -> str:
-    """Text as matplotlib draws it as it is: a dollar sign would begin a formula."""
-    return text.replace("$", r"\$")
-
-
 def _curves(levels: dict[str, Scores], figures: dict[str, Any]) -> Figure:
-    figure, (roc, pr) = _axes(9.6, 4.6, 2)
+    figure, (roc, pr) = page.axes(9.6, 4.6, 2)
     for name, line, colour in LEVELS:
         of = figures["all" if name == "clip" else name]
         if "roc_auc" not in of:
@@ -517,7 +399,7 @@ def _curves(levels: dict[str, Scores], figures: dict[str, Any]) -> Figure:
 
 
 def _histogram(clips: Scores, reads: Specification) -> Figure:
-    figure, (ax,) = _axes(9.6, 2.9)
+    figure, (ax,) = page.axes(9.6, 2.9)
     rule, bins = reads.verdict, [i / 25 for i in range(26)]
     kinds = (
         (reads.negative, ~clips.truth, SKY, ""),
@@ -531,18 +413,20 @@ def _histogram(clips: Scores, reads: Specification) -> Figure:
             color=colour,
             edgecolor="white",
             hatch=hatch,
-            label=_plain(f"{name} ({int(of.sum())})"),
+            label=page.plain(f"{name} ({int(of.sum())})"),
         )
     ax.axvspan(rule.normal_below, rule.abnormal_from, color="0.85", zorder=0, label="abstain band")
     ax.axvline(rule.threshold, color="black", lw=1, label=f"threshold {rule.threshold:g}")
-    ax.set(xlabel=_plain(f"clip score: probability of a label other than {reads.negative}"), ylabel="clips")
+    ax.set(
+        xlabel=page.plain(f"clip score: probability of a label other than {reads.negative}"), ylabel="clips"
+    )
     ax.set_title("Clip scores", fontsize=11, loc="left")
     ax.legend(frameon=False, fontsize=9, ncols=2)
     return figure
 
 
 def _reliability(figures: dict[str, Any]) -> Figure:
-    figure, (ax, counts) = _axes(9.6, 4.0, 2)
+    figure, (ax, counts) = page.axes(9.6, 4.0, 2)
     bins = figures["reliability"]
     said, true = [of["probability"] for of in bins], [of["positive"] for of in bins]
     ax.plot([0, 1], [0, 1], color="0.7", lw=1)
@@ -557,7 +441,7 @@ def _reliability(figures: dict[str, Any]) -> Figure:
 
 
 def _risk_coverage(figures: dict[str, Any]) -> Figure:
-    figure, (ax,) = _axes(6.4, 3.6)
+    figure, (ax,) = page.axes(6.4, 3.6)
     of = figures["abstaining"]
     ax.step([p["coverage"] for p in of["curve"]], [p["error"] for p in of["curve"]], where="post", color=BLUE)
     ax.plot(1, of["forced_error"]["value"], "s", color=VERMILLION, label="all decided", clip_on=False)
@@ -572,18 +456,18 @@ def _risk_coverage(figures: dict[str, Any]) -> Figure:
 
 
 def _losses(history: Sequence[dict[str, Any]]) -> Figure:
-    figure, (ax,) = _axes(9.6, 3.8)
+    figure, (ax,) = page.axes(9.6, 3.8)
     colours = (BLUE, VERMILLION, GREEN, ORANGE, SKY, "#CC79A7", "#000000")
     for i, fold in enumerate(dict.fromkeys(str(of["fold"]) for of in history)):
         epochs = [of for of in history if str(of["fold"]) == fold]
         colour = colours[i % len(colours)]
         at = list(range(1, len(epochs) + 1))
-        ax.plot(at, [of["loss"] for of in epochs], ".-", color=colour, label=_plain(fold))
+        ax.plot(at, [of["loss"] for of in epochs], ".-", color=colour, label=page.plain(fold))
         watched = [
             (i, of["validation_loss"]) for i, of in zip(at, epochs, strict=True) if "validation_loss" in of
         ]
         if watched:
-            label = _plain(f"{fold}, watched for early stopping")
+            label = page.plain(f"{fold}, watched for early stopping")
             ax.plot(*zip(*watched, strict=True), ".--", color=colour, label=label)
     ax.set(xlabel="epoch", ylabel="loss")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -633,7 +517,7 @@ def write_pictures(
         f"another label than {escape(reads.negative)}.</p>",
         *(rows or ["<p>None was decided wrongly.</p>"]),
     ]
-    (folder / "index.html").write_text(_page("The worst mistakes", body, "'self'"), encoding="utf-8")
+    (folder / "index.html").write_text(page.render("The worst mistakes", body, "'self'"), encoding="utf-8")
 
 
 def _worst_picture(

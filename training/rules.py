@@ -40,7 +40,7 @@ def choose_rule(
     band holds the ``ABSTAIN_SHARE`` of clips nearest to the threshold. Returns the specification and
     a row a candidate. Raises DataError where no clip of some class has a reading.
     """
-    reads = dataclasses.replace(reads, temperature=_temperature(clips, reads, maps))
+    reads = dataclasses.replace(reads, temperature=fit_temperature(clips, reads, maps))
     candidates = []
     for window in task.clip.windows:
         for over in task.clip.over:
@@ -89,7 +89,7 @@ def _threshold(score: NDArray[np.float64], truth: NDArray[np.bool_], sensitivity
     return round(float(chosen), 4)
 
 
-def _temperature(clips: Sequence[ClipViews], reads: Specification, maps: Sequence[Float]) -> float:
+def fit_temperature(clips: Sequence[ClipViews], reads: Specification, maps: Sequence[Float]) -> float:
     """The temperature with the smallest log loss over frames, each clip counting alike."""
     gaps, weights = [], []
     for clip, of in zip(clips, maps, strict=True):
