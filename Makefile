@@ -12,8 +12,8 @@ demo: $(DEVICE)/.done
 	$(DEVICE)/bin/sonoglance demo
 
 test: $(DESK)/.done
-	@command -v Xvfb >/dev/null || { apt-get update -qq && apt-get install -y -qq xvfb x11-xkb-utils x11-apps >/dev/null; } \
-	  || echo "window tests need: sudo apt-get install xvfb x11-xkb-utils x11-apps"
+	@{ command -v Xvfb && command -v gcc; } >/dev/null || { apt-get update -qq && apt-get install -y -qq xvfb x11-xkb-utils x11-apps gcc libc6-dev >/dev/null; } \
+	  || echo "window and accelerator tests need: sudo apt-get install xvfb x11-xkb-utils x11-apps gcc libc6-dev"
 	$(MAKE) lint
 	SONOGLANCE_DATA=$(DATA) $(DESK)/bin/python -m pytest
 

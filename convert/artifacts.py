@@ -72,25 +72,29 @@ class Recipe:
     finetune: int = 0
 
 
-def make_artifacts(
+def int8_artifacts(
     build: Callable[[int | None], keras.Model], calibration: Calibration, recipe: Recipe
 ) -> tuple[dict[str, Artifact], keras.Model]:
-    """Convert a network to float32 and int8 TFLite and ONNX; also the network of batch 1 whose weights were
-    rounded for int8. ``build``: the network with the batch that is asked for. Raises ConversionError where
-    a form cannot hold it."""
-    inputs, network, rounded = calibration.inputs, build(1), build(1)
+    """Convert a network to int8 TFLite and ONNX; also the network of batch 1 whose weights were rounded for
+    that. ``build``: the network with the batch that is asked for. Raises ConversionError where a form
+    cannot hold it."""
+    inputs, rounded = calibration.inputs, build(1)
     if recipe.finetune:
         rounded.set_weights(finetune(build(None), inputs, recipe.finetune, recipe.seed).get_weights())
     step = -(-len(inputs) // ROUNDING_IMAGES)
     round_weights(rounded, inputs[::step], recipe.seed)
     layers = recipe.float_layers
     contents = {
-        FLOAT_TFLITE: to_float(network),
         MODEL: mixed_precision(to_float(rounded), inputs, layers) if layers else to_int8(rounded, inputs),
-        ONNX: to_onnx(network),
         ONNX_INT8: to_onnx_int8(to_onnx(rounded), inputs),
     }
     return {name: Artifact(name, content) for name, content in contents.items()}, rounded
+
+
+def float_artifacts(network: keras.Model) -> dict[str, Artifact]:
+    """A network of batch 1 as float32 TFLite and ONNX. Raises ConversionError where these cannot hold it."""
+    contents = {FLOAT_TFLITE: to_float(network), ONNX: to_onnx(network)}
+    return {name: Artifact(name, content) for name, content in contents.items()}
 
 
 def offer_mixed(

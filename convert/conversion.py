@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from convert import proof
-from convert.artifacts import FLOAT_TFLITE, ONNX_UINT8, Artifact, Recipe, make_artifacts, measure, offer_mixed
+from convert.artifacts import (
+    FLOAT_TFLITE,
+    ONNX_UINT8,
+    Artifact,
+    Recipe,
+    float_artifacts,
+    int8_artifacts,
+    measure,
+    offer_mixed,
+)
 from convert.bundles import bundle_files, golden_vectors
 from convert.edgetpu import check_for_edgetpu, compile_for_edgetpu
 from convert.gate import Limits, judge
@@ -171,7 +180,8 @@ def _converted(
     calibration.check(str(how.calibration or run.path / CALIBRATION))
     clips = _looked(samples, run, steps) if samples else []
     steps.next("converting the network")
-    artifacts, rounded = make_artifacts(run.network, calibration, how.recipe(run))
+    artifacts, rounded = int8_artifacts(run.network, calibration, how.recipe(run))
+    artifacts |= float_artifacts(run.network(batch=1))
     if how.int8:
         artifacts[MODEL] = Artifact(MODEL, how.int8.read_bytes())
     apart = _float_difference(run, artifacts[FLOAT_TFLITE], calibration)
@@ -226,7 +236,7 @@ def _samples(run: Run, how: Conversion, folds: Sequence[Fold]) -> list[Sample]:
         print("*** NOTHING WAS HELD OUT: the run has no folds and --held-out names none ***", flush=True)
         return []
     found = run.record.get("data_found_at", {})
-    folder = how.data or Path(found.get("folder") or "")
+    folder = how.data or Path(found.get("folder") or "unknown")
     if not folder.is_dir():
         raise DataError(f"{folder}: the data of the run are not there any more: give --data DIR")
     pattern = how.patient_pattern or found.get("patient_pattern")
@@ -303,15 +313,15 @@ def _fold_maps(
     steps.next(f"{name}: converting")
     calibration = _chosen(given, held, run) if given else fold.calibration
     calibration.check(name)
-    artifacts, _ = make_artifacts(lambda batch: run.network(batch, fold), calibration, how.recipe(run))
+    artifacts, _ = int8_artifacts(lambda batch: run.network(batch, fold), calibration, how.recipe(run))
     steps.next(f"{name}: reading {sum(map(len, floats))} frames")
     found = {proof.FLOAT: floats, **{key: _read(held, of) for key, of in artifacts.items()}}
     return {key: dict(zip(places, of, strict=True)) for key, of in found.items()}
 
 
 def _read_by_all(clips: Sequence[ClipViews], artifacts: Mapping[str, Artifact]) -> dict[str, list[Float]]:
-    found = {name: _read(clips, of) for name, of in artifacts.items()}
-    return {proof.FLOAT: found[FLOAT_TFLITE], **found}
+    found = {name: _read(clips, of) for name, of in artifacts.items() if name != ONNX}
+    return {proof.FLOAT: found.pop(FLOAT_TFLITE), **found}
 
 
 def _read(clips: Sequence[ClipViews], artifact: Artifact) -> list[Float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from convert.artifacts import FLOAT_TFLITE
 from convert.gate import FAIL, PASS, TOO_FEW
@@ -108,7 +109,7 @@ def _verdict(gate: Found) -> str:
     return (
         f'<div class="verdict" style="--of: {behind}; --on: {front}"><b>{sign} {escape(gate["outcome"])}</b>'
         f"<p>{escape(gate['sentence'])}</p></div>"
-        + page.table(["Limit", "Seen", "Allowed", "Result"], rows, caption)
+        + page.table(["Limit", "Seen", "Allowed", "Result"], rows, caption, wraps=True)
     )
 
 
@@ -158,7 +159,8 @@ def _accuracy(report: Found, names: Mapping[str, str]) -> str:
     blocks.append(
         page.note(
             "95 % percentile bootstrap over patients in brackets. Sensitivity and specificity: everything "
-            "decided at the frozen threshold. "
+            "decided at the frozen threshold. Resampling raises the calibration error, so that its interval "
+            "may begin above it. "
             + " ".join(f"{level.title()}: {note}." for level, note in held["notes"].items())
         )
     )
@@ -389,8 +391,9 @@ def _layers(blame: Found) -> str:
     worst = layers[0]
     sentence = (
         f"Each layer is judged alone, on {blame['inputs']} images of the representative data set and "
-        "TFLite's built-in kernels (XNNPACK keeps no tensors to compare): it gets what the float network has "
-        "there, and loses so many decibels more than 8 bits must cost it. Worst: "
+        "TFLite's built-in kernels (what XNNPACK keeps of a tensor is not what the next operation reads): it "
+        "gets what the float network has there, and loses so many decibels more than 8 bits must cost it. "
+        "Worst: "
         f"{worst['name']} ({worst['lost_db']:.1f} dB lost)."
     )
     verdict = (
@@ -476,7 +479,8 @@ def _depth(layers: Sequence[Found]) -> Figure:
     lost.set_ylim(0, max(BROKEN_DB, layers[0]["lost_db"]) * 1.2)
     lost.set_title("Lost beyond what 8 bits must cost (less is better)", fontsize=11, loc="left")
     for ax in (noise, lost):
-        ax.set(xlabel="operation, from the input on", ylabel="dB")
+        ax.set(xlabel="operation, from the input on", ylabel="dB", xlim=(at[0] - 1, at[-1] + 1))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -519,11 +523,11 @@ def _mixed(rows: Sequence[Found]) -> str:
         for row in rows
     ]
     caption = (
-        "The layers that would gain most, kept in float in the TFLite graph. Map error: RMSE in logits against "
-        "float. Such a graph cannot go to an accelerator that takes integers alone"
+        "The layers that would gain most, kept in float in the TFLite graph. Map error: RMSE in logits "
+        "against float. Such a graph cannot go to an accelerator that takes integers alone"
     )
     head = ["Layers kept in float", "Map error", "Median ms", "Size"]
-    return "<h3>Were they kept in float</h3>" + page.table(head, cells, caption)
+    return "<h3>Mixed precision</h3>" + page.table(head, cells, caption, wraps=True)
 
 
 def _measured(report: Found) -> str:
@@ -629,7 +633,7 @@ def _edge_tpu(of: Found) -> str:
         [
             *blocks,
             page.paragraphs([checked["sentence"]]),
-            page.folded(f"Every operation ({len(rows)})", page.table(head, rows)),
+            page.folded(f"Every operation ({len(rows)})", page.table(head, rows, wraps=True)),
             page.note(f"Checked against {checked['source']}. Nothing here was run on an Edge TPU."),
         ]
     )

@@ -3,6 +3,7 @@
 SonoglanceError
 ├── ClipError (also ValueError)       a clip or picture cannot be read
 ├── BundleError (also ValueError)     a model bundle is damaged, unknown or inconsistent
+├── KeyFileError (also ValueError)    a key cannot be used (reader.signing)
 └── RunnerError (also RuntimeError)   the network cannot be run here
 
 The command line prints these as one line and exits with 1. Their message says what, where, and

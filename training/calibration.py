@@ -18,7 +18,7 @@ Image = NDArray[np.uint8]
 
 IMAGES = 240
 FEWEST_IMAGES = 20
-"""Images below which a range is left to chance."""
+"""Images below which a range is left to chance, which is said."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,14 @@ class Calibration:
             raise DataError(f"{path}: not a calibration set ({error}): train again") from error
 
     def check(self, where: str) -> None:
-        """Raises DataError where quantization should not learn from this."""
-        if len(self.inputs) < FEWEST_IMAGES:
+        """Say where quantization has little to learn from. Raises DataError where it should not at all."""
+        count = len(self.inputs)
+        if count < 2:
             raise DataError(
-                f"{where}: {len(self.inputs)} calibration images; give {FEWEST_IMAGES} or more, of all labels"
+                f"{where}: {count} calibration image; give {FEWEST_IMAGES} or more, of all labels"
             )
+        if count < FEWEST_IMAGES:
+            print(f"*** {where}: ONLY {count} CALIBRATION IMAGES: ranges are left to chance ***", flush=True)
         if len(set(self.labels)) < 2:
             raise DataError(f"{where}: every calibration image is {self.labels[0]}; give all labels")
 

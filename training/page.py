@@ -30,7 +30,7 @@ NAMES = {
 STYLE = """
 :root { --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --tint: #f3f6f9; --blue: #0072b2; }
 * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; margin: 0 auto;
+body { font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; margin: 0 auto;
   max-width: 62rem; padding: 2rem 1.5rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: 1rem; border-top: 3px solid var(--blue); }
@@ -50,18 +50,19 @@ p, ul { max-width: 46rem; } li { margin: .2rem 0; }
   padding: .6rem 1.2rem; }
 .verdict p { font-size: 1.1rem; margin: .8rem 1.2rem; max-width: none; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); font-size: .88rem; padding-bottom: .4rem; }
+figure { margin: 1rem 0; } figcaption { color: var(--soft); font-size: .88rem; margin-bottom: -.6rem; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 thead th { border-bottom: 2px solid var(--ink); } tbody th { font-weight: 500; }
 td { white-space: nowrap; } td:only-of-type { white-space: normal; overflow-wrap: anywhere; }
+.wraps td { white-space: normal; min-width: 5rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 img { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
 .long { font-size: .8rem; columns: 22rem; overflow-wrap: anywhere; max-width: none; }
 @media screen and (max-width: 40rem) { body { padding: 1rem 1rem 3rem; } h1 { font-size: 1.4rem; }
-  .wide > img { max-width: none; width: 44rem; } .verdict b { font-size: 1.7rem; } }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; print-color-adjust: exact; }
-  table { font-size: .8em; } td { white-space: normal; } .wide { overflow: visible; }
+  .wide > img { max-width: none; width: 44rem; } tbody th { min-width: 7rem; } .verdict b { font-size: 1.7rem; } }
+@media print { html { font-size: 12px; } body { max-width: none; padding: 0; print-color-adjust: exact; }
+  table { font-size: .8rem; } td { white-space: normal; } .wide { overflow: visible; }
   details::details-content { content-visibility: visible; height: auto; }
   h2, h3 { break-after: avoid; } img, tr, .tile, .beware, .verdict { break-inside: avoid; } }
 """
@@ -119,8 +120,8 @@ def tiles(of: Iterable[tuple[str, str, str]]) -> str:
     return f'<div class="tiles">{tiles}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """Text in rows, the first cell of each its heading."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", wraps: bool = False) -> str:
+    """Text in rows, the first cell of each its heading. ``wraps``: cells hold words, not figures."""
     titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) if any(head) else ""
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>'
@@ -128,9 +129,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "")
         + "</tr>"
         for row in rows
     )
-    name = f"<caption>{escape(caption)}</caption>" if caption else ""
+    name = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    kind = "wide wraps" if wraps else "wide"
     return (
-        f'<div class="wide"><table>{name}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<figure>{name}<div class="{kind}"><table><thead><tr>{titles}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></figure>"
     )
 
 

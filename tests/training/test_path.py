@@ -58,7 +58,7 @@ def test_the_path_from_run_to_reading(
     run_folder: Path, data_set: Path, sonoglance: Command, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle"
-    converted = sonoglance("convert", run_folder, "--out", bundle)
+    converted = sonoglance("convert", run_folder, "--data", data_set, "--out", bundle)
     assert converted.returncode == 0, converted.stderr
     assert sonoglance("bundle", "verify", bundle).returncode == 0
 
