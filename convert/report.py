@@ -79,9 +79,9 @@ def _verdict(gate: Found) -> str:
     rows = [
         [
             "Positive patients that float finds and int8 misses",
-            f"{_of(seen['lost'], seen['positive_patients'])}; at most {upper:.1%} "
+            f"{_of(seen['lost'], seen['positive_patients'])}; upper end {upper:.1%} "
             f"({limits['confidence']:.0%}, one-sided, exact)",
-            f"{loss:.1%}, at that end",
+            f"upper end {loss:.1%}",
             _result(seen["lost"], seen["positive_patients"], loss, upper <= loss),
         ],
         [

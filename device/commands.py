@@ -25,12 +25,9 @@ from reader.runner import LITERT, ONNX
 from reader.signing import check_trust, generate_key, sign_bundle
 
 THREADS = 2
-PASS = "PASS"
-GATE_BADGES = {
-    "FAIL": "DO NOT USE: int8 failed its test",
-    "TOO FEW TO SHOW": "int8 loss: too few patients to show",
-}
-"""What the screen says of a network by its quantization gate's outcome."""
+PASS, FAIL, TOO_FEW = "PASS", "FAIL", "TOO FEW TO SHOW"
+FAILED_ALARM = "DO NOT RELY ON THIS: int8 failed its accuracy test."
+TOO_FEW_BADGE = "int8 loss: too few patients to show it"
 NOT_JUDGED_BADGE = "int8 loss was never measured"
 
 
@@ -55,7 +52,8 @@ def run(arguments: list[str]) -> int:
         sources = open_sources(options.source)
         results = Results(options.results)
         shown = lasting_badges + runner_badges
-        bedside = Bedside(bundle, runner, open_display(options.display), results, options.snapshots, shown)
+        display = open_display(options.display)
+        bedside = Bedside(bundle, runner, display, results, options.snapshots, shown, _alarm(bundle))
         _quit_on_terminate(bedside)
         try:
             for source in sources:
@@ -88,7 +86,8 @@ def demo(arguments: list[str]) -> int:
     results = Results(out / "results.jsonl")
     with open_runner(bundle, options.runner, options.threads) as (runner, runner_badges):
         shown = lasting_badges + runner_badges
-        bedside = Bedside(bundle, runner, open_display(options.display), results, out, shown)
+        display = open_display(options.display)
+        bedside = Bedside(bundle, runner, display, results, out, shown, _alarm(bundle))
         _quit_on_terminate(bedside)
         try:
             bedside.run(source, live=True)
@@ -218,11 +217,18 @@ def _trusted_bundle(options: argparse.Namespace) -> tuple[Bundle, tuple[str, ...
     if trust.badge:
         print(f"note: {options.bundle}: {trust.reason}", file=sys.stderr)
     outcome = loaded.manifest.gate_outcome
-    if outcome != PASS:
-        badge = GATE_BADGES.get(outcome or "", NOT_JUDGED_BADGE)
+    if outcome not in (PASS, FAIL):
+        badge = TOO_FEW_BADGE if outcome == TOO_FEW else NOT_JUDGED_BADGE
         print(f"note: {options.bundle}: {badge}", file=sys.stderr)
         shown.append(badge)
     return loaded, tuple(shown)
+
+
+def _alarm(loaded: Bundle) -> str:
+    if loaded.manifest.gate_outcome != FAIL:
+        return ""
+    print(f"*** {loaded.path}: {FAILED_ALARM} ***", file=sys.stderr)
+    return FAILED_ALARM
 
 
 def _runner_options(parser: argparse.ArgumentParser) -> None:

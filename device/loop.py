@@ -43,6 +43,7 @@ class Bedside:
     results: Results
     snapshots: Path
     badges: tuple[str, ...] = ()
+    alarm: str = ""
     overlay: bool = True
     held: bool = False
     quitting: bool = False
@@ -160,6 +161,7 @@ class Bedside:
             trend=tuple(self._trend),
             overlay=self.overlay,
             held=self.held,
+            alarm=self.alarm,
             badges=(*self.badges, *self._source_badges, *filter(None, [self.runner.badge])),
         )
         self._press(self.display.show(self.screen))

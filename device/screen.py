@@ -26,12 +26,14 @@ WIDTH, HEIGHT = 1280, 720
 PANEL = 470
 """Width of the column of words, in pixels."""
 FOOT = 44
+BADGE_LINE = 28
 GROUND: Colour = (20, 17, 15)
 TEXT: Colour = (235, 235, 235)
 DIM: Colour = (150, 150, 150)
 # Blue and orange, BGR, stay apart in every common colour deficiency (Okabe and Ito 2008).
 NORMAL: Colour = (233, 180, 86)
 ABNORMAL: Colour = (0, 159, 255)
+ALARM: Colour = (0, 50, 190)
 UNSURE: Colour = (200, 200, 200)
 FAULT: Colour = (100, 220, 240)
 TREND_SECONDS = 12.0
@@ -43,7 +45,7 @@ class Screen:
 
     ``trend``: (seconds, probability of an abnormal label or None) of the last readings.
     ``age_ms``: how old the picture is. ``badges``: what a user must know of the box itself, such as
-    a fall-back that is in use.
+    a fall-back that is in use. ``alarm``: why nothing here may be relied on, across the foot.
     """
 
     reading: Reading
@@ -55,6 +57,7 @@ class Screen:
     overlay: bool = True
     held: bool = False
     badges: tuple[str, ...] = ()
+    alarm: str = ""
 
 
 @lru_cache
@@ -147,12 +150,13 @@ def _draw_verdict(canvas: Image, screen: Screen, words: dict[str, Any]) -> None:
         held = words["states"]["held"][0]
         cv2.rectangle(canvas, (24, 24), (190, 76), FAULT, -1)
         _text(canvas, held, (38, 64), 38, GROUND, 800, 150)
-    for row, badge in enumerate(screen.badges):
-        _text(canvas, badge, (24, 110 + 30 * row), 22, FAULT, 600, 500)
 
 
 def _draw_trend(canvas: Image, screen: Screen) -> None:
-    left, right, top, bottom = WIDTH - PANEL, WIDTH - 96, 356, 560
+    left, right, top = WIDTH - PANEL, WIDTH - 96, 356
+    bottom = 560 - BADGE_LINE * len(screen.badges)
+    for row, badge in enumerate(screen.badges, 1):
+        _text(canvas, badge, (left, bottom + BADGE_LINE * row), 22, FAULT, 600, PANEL - 20)
     cv2.rectangle(canvas, (left, top), (right, bottom), (70, 70, 70), 1)
     for level in (0.25, 0.5, 0.75):
         y = round(bottom - level * (bottom - top))
@@ -192,8 +196,9 @@ def _draw_foot(canvas: Image, screen: Screen, words: dict[str, Any]) -> None:
     _text(canvas, facts, (left, 600), 24, TEXT if screen.age_ms < 300 else FAULT, 500, PANEL - 20)
     _text(canvas, screen.source, (left, 634), 22, DIM, 400, PANEL - 20)
     _text(canvas, words["keys"], (left, 664), 19, DIM, 400, PANEL - 20)
-    cv2.rectangle(canvas, (0, HEIGHT - FOOT), (WIDTH, HEIGHT), (45, 40, 36), -1)
-    _text(canvas, words["research"], (WIDTH // 2, HEIGHT - 13), 26, TEXT, 600, WIDTH - 40, centred=True)
+    cv2.rectangle(canvas, (0, HEIGHT - FOOT), (WIDTH, HEIGHT), ALARM if screen.alarm else (45, 40, 36), -1)
+    line = f"{screen.alarm}   {words['research']}" if screen.alarm else words["research"]
+    _text(canvas, line, (WIDTH // 2, HEIGHT - 13), 26, TEXT, 600, WIDTH - 40, centred=True)
 
 
 def abnormal_probability(reading: Reading, negative: str) -> float | None:

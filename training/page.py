@@ -60,11 +60,12 @@ td { white-space: nowrap; } td:only-of-type { white-space: normal; overflow-wrap
 img { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
 .long { font-size: .8rem; columns: 22rem; overflow-wrap: anywhere; max-width: none; }
 @media screen and (max-width: 40rem) { body { padding: 1rem 1rem 3rem; } h1 { font-size: 1.4rem; }
-  .wide > img { max-width: none; width: 44rem; } tbody th { min-width: 7rem; } .verdict b { font-size: 1.7rem; } }
+  .wide > img { max-width: none; width: 44rem; } tbody th { min-width: 7rem; }
+  .verdict b { font-size: 1.7rem; } }
 @media print { html { font-size: 12px; } body { max-width: none; padding: 0; print-color-adjust: exact; }
   table { font-size: .8rem; } td { white-space: normal; } .wide { overflow: visible; }
   details::details-content { content-visibility: visible; height: auto; }
-  h2, h3 { break-after: avoid; } img, tr, .tile, .beware, .verdict { break-inside: avoid; } }
+  h2, h3, figcaption { break-after: avoid; } img, tr, .tile, .beware, .verdict { break-inside: avoid; } }
 """
 
 
