@@ -24,13 +24,9 @@ from training.page import BLUE, GREEN, NAMES, NO_INTERVAL, ORANGE, SKY, VERMILLI
 
 Found = Mapping[str, Any]
 
-SIGNS = {
-    PASS: ("✓", GREEN, "#000"),
-    FAIL: ("✗", VERMILLION, "#000"),
-    TOO_FEW: ("?", ORANGE, "#000"),
-}
-"""An outcome's sign and colours, behind and in front."""
-WITHIN, EXCEEDED, NOT_SHOWN = "✓ within", "✗ exceeded", "? too few to show"
+SIGNS = {PASS: ("✓", GREEN), FAIL: ("✗", VERMILLION), TOO_FEW: ("?", ORANGE)}
+"""An outcome's sign and colour."""
+WITHIN, EXCEEDED, NOT_SHOWN = "✓\N{NO-BREAK SPACE}within", "✗\N{NO-BREAK SPACE}exceeded", "? too few to show"
 LEVELS = {"clip": ("o", BLUE), "patient": ("D", GREEN), "frame": ("s", ORANGE)}
 FIGURES = ("sensitivity", "specificity", "roc_auc", "pr_auc", "calibration_error")
 OPEN_LAYERS, DRAWN_LAYERS = 10, 5
@@ -71,7 +67,7 @@ def _artifacts(report: Found) -> Sequence[Found]:
 
 
 def _verdict(gate: Found) -> str:
-    sign, behind, front = SIGNS[gate["outcome"]]
+    sign, colour = SIGNS[gate["outcome"]]
     seen, limits = gate["evidence"], gate["limits"]
     loss, flips = limits["sensitivity_loss"], limits["flips"]
     upper = gate["sensitivity_loss_upper"]
@@ -107,7 +103,7 @@ def _verdict(gate: Found) -> str:
         "The limits were set beforehand. A single patient or clip never exceeds one: chance may bring it"
     )
     return (
-        f'<div class="verdict" style="--of: {behind}; --on: {front}"><b>{sign} {escape(gate["outcome"])}</b>'
+        f'<div class="verdict" style="--of: {colour}"><b>{sign} {escape(gate["outcome"])}</b>'
         f"<p>{escape(gate['sentence'])}</p></div>"
         + page.table(["Limit", "Seen", "Allowed", "Result"], rows, caption, wraps=True)
     )

@@ -64,6 +64,8 @@ def _moments(
     counts = np.zeros(len(layers))
     for start in range(0, len(images), IMAGES_AT_ONCE):
         seen = probe.predict_on_batch(scaled(images[start : start + IMAGES_AT_ONCE]))
+        # Keras gives a model's only output bare.
+        seen = seen if isinstance(seen, list) else [seen]
         for i, (layer, of) in enumerate(zip(layers, seen, strict=True)):
             rows = _rows(layer, np.asarray(of), _places(layer, len(images)), random)
             first, second = rows.sum(axis=1), rows.transpose(0, 2, 1) @ rows

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets import DataError
+from training.datasets import DataError, patient_digest
 from training.views import ClipViews
 
 Image = NDArray[np.uint8]
@@ -58,14 +58,18 @@ class Calibration:
             raise DataError(f"{where}: every calibration image is {self.labels[0]}; give all labels")
 
     def facts(self) -> dict[str, Any]:
-        """How many images of what, and which: JSON values."""
+        """How many images of what, and which: JSON values. ``chosen``: digest of the sample's name, which
+        may say who the patient is, and the frame."""
         brightness = self.inputs.reshape(len(self.inputs), -1).mean(axis=1)
         return {
             "images": len(self.inputs),
             "labels": dict(sorted(Counter(self.labels.tolist()).items())),
             "sources": dict(sorted(Counter(self.sources.tolist()).items())),
             "mean_gray_levels": [round(float(x), 1) for x in np.quantile(brightness, (0, 0.5, 1))],
-            "chosen": [f"{s} {f}" for s, f in zip(self.samples.tolist(), self.frames.tolist(), strict=True)],
+            "chosen": [
+                f"{patient_digest(s)} {f}"
+                for s, f in zip(self.samples.tolist(), self.frames.tolist(), strict=True)
+            ],
         }
 
 

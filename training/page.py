@@ -46,7 +46,7 @@ p, ul { max-width: 46rem; } li { margin: .2rem 0; }
 .beware { border-left: 5px solid #d55e00; background: #fdf3ec; padding: .6rem 1rem; margin: 1rem 0; }
 .beware p { margin: .25rem 0; }
 .verdict { border: 3px solid var(--of); border-radius: 8px; margin: 1.5rem 0; overflow: hidden; }
-.verdict b { display: block; background: var(--of); color: var(--on); font-size: 2.4rem; line-height: 1.2;
+.verdict b { display: block; background: var(--of); color: #000; font-size: 2.4rem; line-height: 1.2;
   padding: .6rem 1.2rem; }
 .verdict p { font-size: 1.1rem; margin: .8rem 1.2rem; max-width: none; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }

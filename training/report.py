@@ -275,7 +275,8 @@ def _subgroups(rows: Sequence[dict[str, Any]]) -> str:
     if few:
         clips = sum(row["samples"] for row in few)
         note = page.note(
-            f"Too few clips for figures: {len(few)} more values, {clips} clips in all; metrics.json counts them."
+            f"Too few clips for figures: {len(few)} more values, {clips} clips in all; "
+            "metrics.json counts them."
         )
     caption = "Clips, all decided at the frozen threshold. Many looks: some rows differ by chance"
     return f"<h3>Subgroups</h3>{page.table(head, cells, caption) if cells else ''}{note}"
