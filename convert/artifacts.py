@@ -58,8 +58,9 @@ class Artifact:
         """The network, ready to run as it runs at the bedside."""
         if self.name == FLOAT_TFLITE:
             return FloatRunner(self.content, threads)
-        kind = LiteRtRunner if self.name == MODEL else OnnxRunner
-        return kind(self.content, threads, self.name)
+        if self.name == MODEL:
+            return LiteRtRunner(self.content, threads, self.name)
+        return OnnxRunner(self.content, threads, self.name, integer=self.name == ONNX_UINT8)
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,17 @@ def _operations(of: Artifact) -> int:
 
 
 def _multiply_accumulates(network: keras.Model) -> int:
+    kinds = (
+        keras.layers.Conv2D,
+        keras.layers.DepthwiseConv2D,
+        keras.layers.SeparableConv2D,
+        keras.layers.Dense,
+    )
     total = 0
     for layer in network.layers:
-        if not layer.weights or isinstance(layer, keras.layers.BatchNormalization):
-            continue
-        places = int(np.prod(layer.output.shape[1:-1]))
-        total += places * int(np.prod(layer.weights[0].shape))
+        if isinstance(layer, kinds):
+            places = int(np.prod(layer.output.shape[1:-1]))
+            total += sum(places * int(np.prod(w.shape)) for w in layer.weights if len(w.shape) > 1)
     return total
 
 

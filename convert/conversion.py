@@ -105,6 +105,9 @@ def convert_run(run: Run, how: Conversion, out: Path, report: Path) -> dict[str,
             raise DataError(f"{path}: exists already; name another folder or remove it")
     with _alone(out), _Steps() as steps:
         part, pictures = out.with_name(out.name + ".part"), report.with_name(report.name + ".part")
+        # What a killed conversion left is nobody's now.
+        for left in (part, pictures):
+            shutil.rmtree(left, ignore_errors=True)
         try:
             # The not-lung test decides before any network: it would only hide clips from the comparison.
             bare = replace(run, reads=replace(run.reads, familiarity=None))
@@ -132,9 +135,6 @@ def _alone(out: Path) -> Iterator[None]:
             raise DataError(
                 f"{out}: another conversion is writing it; wait, or name another folder"
             ) from None
-        # What a killed conversion left is nobody's now.
-        for kind in ("", "-report"):
-            shutil.rmtree(out.with_name(out.name + kind + ".part"), ignore_errors=True)
         try:
             yield
         finally:
@@ -174,11 +174,12 @@ def _converted(
     """The report, the networks that go into the bundle, and its golden vectors."""
     folds = [] if how.held_out else run.folds()
     samples = _samples(run, how, folds)
-    steps.expect(7 + 2 * len(folds) if folds else 7)
+    steps.expect(6 + 2 * len(folds) + bool(samples) + bool(how.held_out))
     given = _given_clips(run, how) if how.calibration else []
     calibration = _chosen(given, (), run) if given else Calibration.load(run.path / CALIBRATION)
     calibration.check(str(how.calibration or run.path / CALIBRATION))
     clips = _looked(samples, run, steps) if samples else []
+    _check_unchanged(folds, clips)
     steps.next("converting the network")
     artifacts, rounded = int8_artifacts(run.network, calibration, how.recipe(run))
     artifacts |= float_artifacts(run.network(batch=1))
@@ -202,7 +203,7 @@ def _converted(
     shipped = proof.read(
         shipped_clips, {name: _read(shipped_clips, artifacts[of]) for name, of in maps_of.items()}, run.reads
     )
-    steps.next("judging")
+    steps.next("comparing")
     held = proof.read(clips, maps, run.reads) if clips else None
     report = _report(run, how, folds, held, shipped, calibration, apart)
     if held is not None:
@@ -212,9 +213,15 @@ def _converted(
     steps.next("judging every layer")
     inputs = calibration.inputs
     report["blame"] = asdict(find_blame(artifacts[MODEL].content, artifacts[FLOAT_TFLITE].content, inputs))
-    worst = sorted(report["blame"]["layers"], key=_rmse_if_float)
+    layers = report["blame"]["layers"]
+    broken = layers[0]["name"], layers[0]["lost_db"]
+    agreed = report["shipped"]["agreement"]
+    evidence = proof.evidence(report["held"], held, agreed, broken, run.reads, MODEL)
+    report["gate"] = judge(evidence, how.limits)
     steps.next("trying mixed precision")
-    report["mixed"] = offer_mixed(rounded, artifacts, calibration, [layer["name"] for layer in worst])
+    report["mixed"] = offer_mixed(
+        rounded, artifacts, calibration, [layer["name"] for layer in sorted(layers, key=_rmse_if_float)]
+    )
     report["edgetpu"], compiled = _edgetpu(artifacts[MODEL], how)
     steps.next("measuring")
     uint8 = Artifact(ONNX_UINT8, to_onnx_int8(to_onnx(rounded), inputs, symmetric=False))
@@ -294,6 +301,13 @@ def _looked(samples: Sequence[Sample], run: Run, steps: _Steps) -> list[ClipView
     return clips
 
 
+def _check_unchanged(folds: Sequence[Fold], clips: Sequence[ClipViews]) -> None:
+    frames = {name: len(of) for fold in folds for name, of in fold.maps.items()}
+    for clip in clips if folds else ():
+        if len(clip.pixels) != frames[clip.sample.name]:
+            raise DataError(f"{clip.sample.path}: was changed since the run read it: train again")
+
+
 def _fold_maps(
     run: Run,
     how: Conversion,
@@ -307,9 +321,6 @@ def _fold_maps(
     places = [i for i, clip in enumerate(clips) if clip.sample.name in fold.maps]
     held = [clips[i] for i in places]
     floats = [fold.maps[clip.sample.name] for clip in held]
-    for clip, of in zip(held, floats, strict=True):
-        if len(clip.pixels) != len(of):
-            raise DataError(f"{clip.sample.path}: was changed since the run read it: train again")
     steps.next(f"{name}: converting")
     calibration = _chosen(given, held, run) if given else fold.calibration
     calibration.check(name)
@@ -365,7 +376,6 @@ def _report(
 ) -> dict[str, Any]:
     compared = proof.compare(held, run.reads) if held else None
     agreement = proof.compare(shipped, run.reads)
-    evidence = proof.evidence(compared, held, agreement, run.reads, MODEL)
     return {
         "schema": SCHEMA,
         "made": time.strftime("%Y-%m-%d"),
@@ -377,7 +387,6 @@ def _report(
         "command": how.command,
         "converter": CONVERTER,
         "trained": {key: run.record[key] for key in ("command", "made", "backend")},
-        "gate": judge(evidence, how.limits),
         "how": _how(run, how, folds),
         "held": compared,
         "calibration": proof.calibration(held, run.reads, MODEL) if held else None,

@@ -11,6 +11,8 @@ from typing import Any
 
 from scipy.stats import beta
 
+from convert.layers import BROKEN_DB
+
 PASS, FAIL, TOO_FEW = "PASS", "FAIL", "TOO FEW TO SHOW"
 
 
@@ -18,11 +20,15 @@ PASS, FAIL, TOO_FEW = "PASS", "FAIL", "TOO FEW TO SHOW"
 class Limits:
     """``sensitivity_loss``: share of positive patients that may be lost, at the upper end of the exact
     one-sided interval of ``confidence``. ``flips``: share of clips whose verdict may change.
-    ``peak_cells``: cells by which the map's peak may move, on median."""
+    ``peak_cells``: cells by which the map's peak may move, on median. ``difference_of_p``: by how much a
+    clip's probability may move on average, since few clips may lie where a verdict can flip.
+    ``layer_lost_db``: what the worst layer may lose beyond what 8 bits must cost it."""
 
     sensitivity_loss: float = 0.02
     flips: float = 0.01
     peak_cells: float = 1.0
+    difference_of_p: float = 0.05
+    layer_lost_db: float = BROKEN_DB
     confidence: float = 0.95
 
 
@@ -32,7 +38,9 @@ class Evidence:
     those of them that float calls positive and int8 does not; ``clips``, ``flipped``: all, and those
     whose verdict differs; ``peak_cells``: median move of the map's peak, None where no clip is called
     positive. ``shipped_clips``, ``shipped_flipped``: the same agreement of the network that is
-    shipped, on whatever clips, those it was fitted on among them."""
+    shipped, on whatever clips, those it was fitted on among them. ``difference_of_p``,
+    ``shipped_difference_of_p``: mean move of a clip's probability. ``worst_layer``,
+    ``worst_layer_lost_db``: of the shipped network, as of ``convert.layers``."""
 
     positive_patients: int
     lost: int
@@ -41,6 +49,10 @@ class Evidence:
     peak_cells: float | None
     shipped_clips: int
     shipped_flipped: int
+    difference_of_p: float | None = None
+    shipped_difference_of_p: float = 0.0
+    worst_layer: str = ""
+    worst_layer_lost_db: float = 0.0
 
 
 def judge(of: Evidence, limits: Limits | None = None) -> dict[str, Any]:
@@ -66,6 +78,16 @@ def judge(of: Evidence, limits: Limits | None = None) -> dict[str, Any]:
     if of.peak_cells is not None and of.peak_cells > limits.peak_cells:
         failures.append(
             f"where it is moves by {of.peak_cells:g} cells on median ({limits.peak_cells:g} allowed)"
+        )
+    moved = max(of.difference_of_p or 0.0, of.shipped_difference_of_p)
+    if moved > limits.difference_of_p:
+        failures.append(
+            f"the probability moves by {moved:.2f} on average ({limits.difference_of_p:g} allowed)"
+        )
+    if of.worst_layer_lost_db >= limits.layer_lost_db:
+        failures.append(
+            f"layer {of.worst_layer} is broken: it loses {of.worst_layer_lost_db:.0f} dB more than 8 bits "
+            "must cost"
         )
     needed = patients_needed(of.lost, limits)
     shown = upper <= limits.sensitivity_loss and of.clips * limits.flips >= 1

@@ -176,7 +176,7 @@ def _kappa(a: Flags, b: Flags) -> float | None:
 def _by_distance(distance: Floats, flipped: Flags) -> list[dict[str, Any]]:
     rows = []
     for low, high in itertools.pairwise(DISTANCES):
-        within = (distance >= low) & (distance < high)
+        within = (distance >= low) & ((distance < high) | (high == DISTANCES[-1]))
         rows.append(
             {"from": low, "to": high, "count": int(within.sum()), "flipped": int((flipped & within).sum())}
         )
@@ -241,13 +241,25 @@ def _calibrated(of: Scores) -> dict[str, Any]:
 
 
 def evidence(
-    held: dict[str, Any] | None, of: Read | None, shipped: dict[str, Any], reads: Specification, name: str
+    held: dict[str, Any] | None,
+    of: Read | None,
+    shipped: dict[str, Any],
+    worst_layer: tuple[str, float],
+    reads: Specification,
+    name: str,
 ) -> Evidence:
     """What the gate weighs: ``held`` and ``of``, of patients that were not fitted on (None where there are
-    none), and the agreement of the network that is shipped."""
-    agreed = shipped["agreement"][name]["clip"]
+    none), the agreement of the network that is shipped, and its worst layer with what that loses."""
+    agreed = shipped["clip"]
+    of_shipped = {
+        "shipped_clips": agreed["count"],
+        "shipped_flipped": agreed["flipped"],
+        "shipped_difference_of_p": agreed["difference_of_p"]["mean"],
+        "worst_layer": worst_layer[0],
+        "worst_layer_lost_db": worst_layer[1],
+    }
     if held is None or of is None:
-        return Evidence(0, 0, 0, 0, None, agreed["count"], agreed["flipped"])
+        return Evidence(0, 0, 0, 0, None, **of_shipped)
     before, after = (patient_scores(of.predictions[which], reads) for which in (FLOAT, name))
     threshold = reads.verdict.threshold
     lost = before.truth & (before.score >= threshold) & (after.score < threshold)
@@ -258,6 +270,6 @@ def evidence(
         clips=clips["count"],
         flipped=clips["flipped"],
         peak_cells=held["agreement"][name]["peaks"]["median_cells"],
-        shipped_clips=agreed["count"],
-        shipped_flipped=agreed["flipped"],
+        difference_of_p=clips["difference_of_p"]["mean"],
+        **of_shipped,
     )

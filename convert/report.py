@@ -72,6 +72,7 @@ def _verdict(gate: Found) -> str:
     loss, flips = limits["sensitivity_loss"], limits["flips"]
     upper = gate["sensitivity_loss_upper"]
     moved = seen["peak_cells"]
+    shift = max(seen["difference_of_p"] or 0.0, seen["shipped_difference_of_p"])
     rows = [
         [
             "Positive patients that float finds and int8 misses",
@@ -97,6 +98,18 @@ def _verdict(gate: Found) -> str:
             "no clip was called positive" if moved is None else f"{moved:g} cells",
             f"{limits['peak_cells']:g} cells",
             "-" if moved is None else EXCEEDED if moved > limits["peak_cells"] else WITHIN,
+        ],
+        [
+            "Mean move of a clip's probability, the larger of both networks",
+            f"{shift:.4f}",
+            f"{limits['difference_of_p']:g}",
+            EXCEEDED if shift > limits["difference_of_p"] else WITHIN,
+        ],
+        [
+            f"The worst layer, {seen['worst_layer'] or 'not known'}: loss beyond what 8 bits must cost",
+            f"{seen['worst_layer_lost_db']:.1f} dB",
+            f"under {limits['layer_lost_db']:g} dB",
+            EXCEEDED if seen["worst_layer_lost_db"] >= limits["layer_lost_db"] else WITHIN,
         ],
     ]
     caption = (

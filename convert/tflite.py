@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_litert.tools import flatbuffer_utils
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from reader.errors import SonoglanceError
 from training.fitting import scaled
 
 Image = NDArray[np.uint8]
+
+# It warns of graphs that are traced anew: each network is traced once, and there are several.
+tf.get_logger().setLevel("ERROR")
 
 CONVERTER = f"TensorFlow {tf.__version__}"
 THREADS = 2
@@ -148,7 +152,7 @@ def _converted(converter: Any, network: keras.Model) -> bytes:
 
 
 def _check(model: bytes) -> None:
-    interpreter = tf.lite.Interpreter(model_content=model)
+    interpreter = Interpreter(model_content=model)
     details = interpreter.get_input_details()[0]
     scale, zero_point = details["quantization"]
     if details["dtype"] != np.uint8 or zero_point != INPUT_ZERO_POINT or scale != INPUT_SCALE:
@@ -156,18 +160,35 @@ def _check(model: bytes) -> None:
             f"the converted input is {details['dtype'].__name__} with scale {scale} and zero point "
             f"{zero_point}, not uint8 with 1/128 and 127"
         )
-    floats = [t["name"] for t in interpreter.get_tensor_details() if t["dtype"] == np.float32]
+    floats = {t["index"] for t in interpreter.get_tensor_details() if t["dtype"] == np.float32}
     if floats:
-        raise ConversionError(f"the converted graph is not all integer: {floats[0]} is float32")
+        raise ConversionError(
+            f"int8 cannot hold this network: {_float_operations(model, floats)} stay in float"
+        )
+
+
+def _float_operations(model: bytes, floats: set[int]) -> str:
+    graph = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+    kinds = {code: name for name, code in vars(schema.BuiltinOperator).items()}
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in graph.operatorCodes]
+    left = {
+        kinds[codes[operator.opcodeIndex]]
+        for operator in graph.subgraphs[0].operators
+        if floats.intersection(operator.outputs)
+    }
+    return ", ".join(sorted(left - {"DEQUANTIZE"}) or sorted(left))
 
 
 def class_maps(model: bytes, inputs: Image, builtin: bool = False) -> NDArray[np.int8]:
     """The int8 maps of inputs, through XNNPACK or, ``builtin``, TFLite's own kernels."""
     kinds = tf.lite.experimental.OpResolverType
     resolver = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if builtin else kinds.AUTO
-    interpreter = tf.lite.Interpreter(
-        model_content=model, experimental_op_resolver_type=resolver, num_threads=1
-    )
+    with warnings.catch_warnings():
+        # TensorFlow points to LiteRT, which it is compared with here.
+        warnings.simplefilter("ignore", UserWarning)
+        interpreter = tf.lite.Interpreter(
+            model_content=model, experimental_op_resolver_type=resolver, num_threads=1
+        )
     interpreter.allocate_tensors()
     source = interpreter.get_input_details()[0]["index"]
     target = interpreter.get_output_details()[0]["index"]

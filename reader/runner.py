@@ -101,14 +101,15 @@ class OnnxRunner:
     graph is computed in float, rounding where int8 would: its kernels for signed activations are slower.
     """
 
-    def __init__(self, model: bytes, threads: int, where: str) -> None:
-        """``model``: the content of a .onnx file; ``where``: its name in error messages.
+    def __init__(self, model: bytes, threads: int, where: str, integer: bool = False) -> None:
+        """``model``: the content of a .onnx file; ``where``: its name in error messages. ``integer``:
+        compute in integers on the processor too, which pays where activations are unsigned.
 
         Raises RunnerError without onnxruntime, BundleError where the graph is not of our kind."""
         runtime = _onnxruntime()
         offered = graphics_providers()
         self.golden_set, self.unit = "onnx_int8" if QUANTIZED in model else "onnx", "logits"
-        self._session = _onnx_session(runtime, model, threads, where, offered)
+        self._session = _onnx_session(runtime, model, threads, where, offered, integer)
         provider = self._session.get_providers()[0]
         taken = GRAPHICS_PROVIDERS.get(provider, "CPU")
         self.name, self.badge = f"onnx {taken}", ""
@@ -166,7 +167,9 @@ def _onnxruntime() -> Any:
     return runtime
 
 
-def _onnx_session(runtime: Any, model: bytes, threads: int, where: str, offered: list[str]) -> Any:
+def _onnx_session(
+    runtime: Any, model: bytes, threads: int, where: str, offered: list[str], integer: bool
+) -> Any:
     """A session on the first of the offered providers that takes the whole network, at last the
     processor."""
     # TensorRT builds 8-bit nodes only where int8 is allowed.
@@ -183,7 +186,7 @@ def _onnx_session(runtime: Any, model: bytes, threads: int, where: str, offered:
         if providers != [PROCESSOR_PROVIDER]:
             # Else it would move what a provider cannot do, be it everything, to the processor silently.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        else:
+        elif not integer:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             return runtime.InferenceSession(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +44,7 @@ class Calibration:
         try:
             with np.load(path) as saved:
                 return cls(**{name: saved[name] for name in cls.__dataclass_fields__})
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: not a calibration set ({error}): train again") from error
 
     def check(self, where: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -203,7 +204,7 @@ def load_fold(path: Path) -> Fold:
                 if rest:
                     of[kind][rest] = saved[name]
             history = json.loads(str(saved["history"]))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            weights = [of["weights"][name] for name in sorted(of["weights"])]
+            return Fold(of["maps"], weights, Calibration(**of["calibration"]), history)
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a whole fold ({error})") from error
-    weights = [of["weights"][name] for name in sorted(of["weights"])]
-    return Fold(of["maps"], weights, Calibration(**of["calibration"]), history)

@@ -57,7 +57,10 @@ class Run:
         channels, whole = len(self.reads.map_channels), self.reads.beam == "whole"
         network = networks.build(of.network, of.size, channels, of.dropout, batch, whole)
         if fold is None:
-            network.load_weights(self.path / WEIGHTS)
+            try:
+                network.load_weights(self.path / WEIGHTS)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{self.path / WEIGHTS}: not this network's weights ({error})") from error
         else:
             network.set_weights(fold.weights)
         return network

@@ -111,3 +111,18 @@ def test_other_limits_are_kept_to() -> None:
     strict = Limits(sensitivity_loss=0.01, confidence=0.99)
     assert judge(GOOD, strict)["outcome"] == TOO_FEW
     assert judge(GOOD, strict)["needed"] == math.ceil(math.log(0.01) / math.log(0.99))
+
+
+def test_a_moved_probability_fails_though_no_verdict_flips() -> None:
+    assert judge(replace(GOOD, difference_of_p=0.04))["outcome"] == PASS
+    for name in ("difference_of_p", "shipped_difference_of_p"):
+        found = judge(replace(GOOD, **{name: 0.06}))
+        assert found["outcome"] == FAIL
+        assert "0.06" in found["sentence"]
+
+
+def test_a_broken_layer_fails_and_is_named() -> None:
+    assert judge(replace(GOOD, worst_layer="stem", worst_layer_lost_db=11.9))["outcome"] == PASS
+    found = judge(replace(GOOD, worst_layer="stem", worst_layer_lost_db=18.0))
+    assert found["outcome"] == FAIL
+    assert "stem" in found["sentence"]

@@ -269,15 +269,16 @@ def test_one_class_has_agreement_and_no_pairs() -> None:
 
 
 def test_more_extreme_scores_are_told_from_well_calibrated_ones() -> None:
-    """Int8 that doubles every logit says the same, but would need another temperature."""
+    """Int8 that multiplies every logit by four says the same, but would need another temperature."""
     clips, (first, _) = clips_of(100), scores(6, 100, 0.0)
     before = [maps(p) for p in first]
-    of = proof.read(clips, {proof.FLOAT: before, MODEL: [2 * each for each in before]}, READS)
+    of = proof.read(clips, {proof.FLOAT: before, MODEL: [4 * each for each in before]}, READS)
     found = proof.calibration(of, READS, MODEL)
     fitted = {which: found[which]["refitted_temperature"] for which in (proof.FLOAT, MODEL)}
-    assert fitted[MODEL] == pytest.approx(2 * fitted[proof.FLOAT], rel=0.06)
+    assert fitted[MODEL] == pytest.approx(4 * fitted[proof.FLOAT], rel=0.06)
     error = {which: found[which]["before"]["calibration_error"]["value"] for which in (proof.FLOAT, MODEL)}
     assert error[MODEL] > error[proof.FLOAT]
     after = found[MODEL]["after"]["calibration_error"]["value"]
+    assert after < 0.7 * error[MODEL]
     assert after == pytest.approx(found[proof.FLOAT]["after"]["calibration_error"]["value"], abs=0.03)
     assert found["frozen_temperature"] == 1.0
