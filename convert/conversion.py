@@ -213,15 +213,10 @@ def _converted(
     steps.next("judging every layer")
     inputs = calibration.inputs
     report["blame"] = asdict(find_blame(artifacts[MODEL].content, artifacts[FLOAT_TFLITE].content, inputs))
-    layers = report["blame"]["layers"]
-    broken = layers[0]["name"], layers[0]["lost_db"]
-    agreed = report["shipped"]["agreement"]
-    evidence = proof.evidence(report["held"], held, agreed, broken, run.reads, MODEL)
-    report["gate"] = judge(evidence, how.limits)
+    report["gate"] = _gate(report, held, run, how.limits)
     steps.next("trying mixed precision")
-    report["mixed"] = offer_mixed(
-        rounded, artifacts, calibration, [layer["name"] for layer in sorted(layers, key=_rmse_if_float)]
-    )
+    worst = [layer["name"] for layer in sorted(report["blame"]["layers"], key=_rmse_if_float)]
+    report["mixed"] = offer_mixed(rounded, artifacts, calibration, worst)
     report["edgetpu"], compiled = _edgetpu(artifacts[MODEL], how)
     steps.next("measuring")
     uint8 = Artifact(ONNX_UINT8, to_onnx_int8(to_onnx(rounded), inputs, symmetric=False))
@@ -400,6 +395,13 @@ def _report(
         "float_tflite_against_keras": round(float_difference, 6),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
+
+
+def _gate(report: dict[str, Any], held: proof.Read | None, run: Run, limits: Limits) -> dict[str, Any]:
+    worst = report["blame"]["layers"][0]
+    agreed = report["shipped"]["agreement"]
+    broken = worst["name"], worst["lost_db"]
+    return judge(proof.evidence(report["held"], held, agreed, broken, run.reads, MODEL), limits)
 
 
 def _how(run: Run, how: Conversion, folds: Sequence[Fold]) -> str:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from convert import proof
 from convert.artifacts import FLOAT_TFLITE, Artifact, measure
 from convert.bundles import golden_inputs, golden_vectors
-from convert.conversion import Conversion, _edgetpu, _report
-from convert.gate import FAIL, PASS, Evidence, judge
+from convert.conversion import Conversion, _edgetpu, _gate, _report
+from convert.gate import FAIL, PASS, Evidence, Limits, judge
 from convert.layers import find_blame
 from convert.onnx import to_onnx, to_onnx_int8
 from convert.report import EXCEEDED, NOT_SHOWN, WITHIN, _fastest, _verdict, render
@@ -90,9 +90,10 @@ def report(reads: Specification) -> Report:
     of, how = read(reads, reads.labels, 0.05), Conversion("1.2.3", command="sonoglance convert run")
     found = _report(run, how, [], of, of, calibration, 1e-5)
     blame = find_blame(artifacts[MODEL].content, artifacts[FLOAT_TFLITE].content, inputs, 4, 1)
+    found["blame"] = dataclasses.asdict(blame)
     return {
         **found,
-        "blame": dataclasses.asdict(blame),
+        "gate": _gate(found, of, run, Limits()),
         "edgetpu": _edgetpu(artifacts[MODEL], how)[0],
         "measured": measure(artifacts, network, inputs),
         "golden": golden_vectors(artifacts, reads)[1],
