@@ -9,6 +9,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from reader.bundle import ONNX, ONNX_INT8
 from training.commands import (
     add_fold_options,
     add_row_options,
@@ -21,6 +22,8 @@ from training.evaluation import read_samples, write_json
 from training.models import open_model
 from training.pairing import judge
 from training.runs import load_run
+
+SHIPPED_ONNX = {"all": (ONNX, ONNX_INT8), "int8": (ONNX_INT8,), "none": ()}
 
 
 def convert(arguments: list[str]) -> int:
@@ -37,7 +40,7 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument("--int8", type=Path, metavar="FILE", help="judge this .tflite of the same network")
     parser.add_argument("--float-layers", default="", help="kept in float, with commas between")
     parser.add_argument("--finetune", type=int, default=0, metavar="STEPS", help="tune the weights for int8")
-    parser.add_argument("--no-float-onnx", action="store_true", help="leave the large model.onnx out")
+    parser.add_argument("--onnx", choices=SHIPPED_ONNX, default="all", help="what the bundle holds")
     parser.add_argument("--allow-partial", action="store_true", help="Edge TPU: partly on the CPU will do")
     add_row_options(parser)
     options = parser.parse_args(arguments)
@@ -61,7 +64,7 @@ def convert(arguments: list[str]) -> int:
         int8=options.int8,
         float_layers=tuple(filter(None, options.float_layers.split(","))),
         finetune=options.finetune,
-        float_onnx=not options.no_float_onnx,
+        onnx=SHIPPED_ONNX[options.onnx],
         allow_partial=options.allow_partial,
         command=command_line("convert", arguments),
     )

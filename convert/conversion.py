@@ -43,7 +43,7 @@ from convert.pictures import write_flipped
 from convert.report import render
 from convert.tflite import CONVERTER, ConversionError
 from reader.beam import Beam
-from reader.bundle import EDGE_TPU, MODEL, ONNX, REPORT, Specification, write_bundle
+from reader.bundle import EDGE_TPU, MODEL, ONNX, ONNX_INT8, REPORT, Specification, write_bundle
 from reader.clips import Frame
 from reader.reader import View
 from training.calibration import Calibration, choose_calibration
@@ -71,7 +71,7 @@ class Conversion:
     patients the run has never seen, instead of its folds; ``where`` and ``patient_pattern`` choose of
     them. ``calibration``: a data set of training patients instead of the run's own inputs. ``int8``: an
     int8 TFLite graph made elsewhere from the same network, to be judged instead of our own.
-    ``float_onnx``: whether the bundle holds it too. ``allow_partial``: of an Edge TPU graph.
+    ``onnx``: the ONNX files that the bundle holds. ``allow_partial``: of an Edge TPU graph.
     ``float_layers``, ``finetune``: as of ``Recipe``."""
 
     version: str
@@ -81,7 +81,7 @@ class Conversion:
     patient_pattern: str | None = None
     calibration: Path | None = None
     int8: Path | None = None
-    float_onnx: bool = True
+    onnx: tuple[str, ...] = (ONNX, ONNX_INT8)
     allow_partial: bool = False
     command: str = ""
     float_layers: tuple[str, ...] = ()
@@ -222,9 +222,7 @@ def _converted(
     uint8 = Artifact(ONNX_UINT8, to_onnx_int8(to_onnx(rounded), inputs, symmetric=False))
     report["measured"] = measure({**artifacts, ONNX_UINT8: uint8}, rounded, inputs)
     golden, report["golden"] = golden_vectors(artifacts, run.reads)
-    shown = {name: of.content for name, of in artifacts.items() if name != FLOAT_TFLITE}
-    if not how.float_onnx:
-        del shown[ONNX]
+    shown = {name: artifacts[name].content for name in (MODEL, *how.onnx)}
     if compiled:
         shown[EDGE_TPU] = compiled
     return report, shown, golden

@@ -225,7 +225,7 @@ def test_new_patients_are_a_proof_too(
         (tmp_path / left).mkdir(parents=True)
         (tmp_path / left / "torn").write_text("torn")
     out, report = tmp_path / "out", tmp_path / "elsewhere"
-    arguments = [run, "--held-out", strangers, "--out", out, "--report", report, "--no-float-onnx"]
+    arguments = [run, "--held-out", strangers, "--out", out, "--report", report, "--onnx", "int8"]
     assert main(["convert", *map(str, arguments)]) in (0, 1)
     steps_add_up(capsys.readouterr().out)
     found = json.loads((report / "report.json").read_text())
