@@ -8,6 +8,8 @@ arXiv 1712.05877), with the float network as its own teacher; the graph stays al
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import re
 from collections import defaultdict
@@ -87,7 +89,9 @@ def _ranges_of_graph(reference: bytes, calibration: Image, rules: RecipeManager)
     # By default the extremes of the images are averaged, which cuts off what only some images reach.
     calibrator = Calibrator(reference, num_threads=1, qsv_update_func=min_max_update)
     images = [{ends["inputs"][0]: scaled(image[None])} for image in calibration]
-    calibrator.calibrate({signature: images}, rules)
+    # It draws a progress bar of its own into whatever is there.
+    with contextlib.redirect_stderr(io.StringIO()):
+        calibrator.calibrate({signature: images}, rules)
     ranges: dict[str, Any] = calibrator.get_model_qsvs()
     return ranges
 
