@@ -15,6 +15,7 @@ from reader.runner import LITERT, ONNX, Runner
 
 EDGETPU, AUTO = "edgetpu", "auto"
 KINDS = (AUTO, LITERT, ONNX, EDGETPU)
+NOT_JUDGED = "ONNX: not the form that the gate judged"
 NO_ACCELERATOR = "no accelerator: reading on the CPU"
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def open_runner(bundle: Bundle, kind: str, threads: int) -> Iterator[tuple[Runne
     runner = bundle.runner(threads, LITERT if kind == EDGETPU else kind)
     bundle.check_golden(runner)
     if kind != EDGETPU:
-        yield runner, ()
+        yield runner, (NOT_JUDGED,) if kind == ONNX else ()
         return
     if EDGE_TPU not in bundle.files:
         raise BundleError(f"{bundle.path}: holds no {EDGE_TPU}: convert the run where edgetpu_compiler is")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from device.runners import NO_ACCELERATOR, open_runner
+from device.runners import NO_ACCELERATOR, NOT_JUDGED, open_runner
 from reader.bundle import (
     CHECKSUMS,
     EDGE_TPU,
@@ -51,6 +51,12 @@ def test_onnx_reads_what_litert_reads(
         assert (first["p"] is None) == (second["p"] is None)
         if first["p"]:
             assert second["p"]["opacity"] == pytest.approx(first["p"]["opacity"], abs=0.1)
+
+
+def test_onnx_is_not_the_form_that_was_judged_and_says_so(phantom_bundle: Bundle) -> None:
+    with open_runner(phantom_bundle, "onnx", 1) as (runner, badges):
+        assert runner.name == "onnx CPU"
+        assert badges == (NOT_JUDGED,)
 
 
 def test_a_bundle_without_the_graph_that_is_asked_for(phantom_bundle: Bundle, tmp_path: Path) -> None:
