@@ -192,10 +192,12 @@ def test_swapped_maps_flip_everything() -> None:
     assert agreed["flips"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert agreed["kappa"] == -1.0
     assert found["paired"][MODEL]["clip"]["roc_auc"]["value"] == -1.0
-    evidence = proof.evidence(found, of, found, READS, MODEL)
+    evidence = proof.evidence(found, of, found["agreement"][MODEL], ("stem", 1.5), READS, MODEL)
     assert (evidence.positive_patients, evidence.lost) == (3, 3)
     assert (evidence.clips, evidence.flipped) == (12, 12)
     assert (evidence.shipped_clips, evidence.shipped_flipped) == (12, 12)
+    assert evidence.difference_of_p == evidence.shipped_difference_of_p > 0.1
+    assert (evidence.worst_layer, evidence.worst_layer_lost_db) == ("stem", 1.5)
 
 
 def test_a_patient_is_lost_only_with_the_last_positive_clip() -> None:
@@ -204,7 +206,7 @@ def test_a_patient_is_lost_only_with_the_last_positive_clip() -> None:
     before = [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.9]
     after = [0.1, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1]
     of, found = compared(clips, [maps(p) for p in before], [maps(p) for p in after])
-    evidence = proof.evidence(found, of, found, READS, MODEL)
+    evidence = proof.evidence(found, of, found["agreement"][MODEL], ("stem", 1.5), READS, MODEL)
     assert evidence.positive_patients == 3
     assert evidence.lost == 1, "one found again makes up for nobody, nor does a healthy patient count"
     assert evidence.flipped == 6
@@ -239,7 +241,9 @@ def test_nobody_called_positive_leaves_no_peak() -> None:
     of, found = compared(clips_of(4), [maps(0.1)] * 4, [maps(0.1)] * 4)
     assert found["agreement"][MODEL]["peaks"] == {"clips": 0, "median_cells": None, "largest_cells": None}
     assert found["agreement"][MODEL]["clip"]["kappa"] is None
-    assert proof.evidence(found, of, found, READS, MODEL).peak_cells is None
+    assert (
+        proof.evidence(found, of, found["agreement"][MODEL], ("stem", 1.5), READS, MODEL).peak_cells is None
+    )
 
 
 def test_levels_have_their_own_counts_and_unread_clips_none() -> None:

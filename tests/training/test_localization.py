@@ -400,6 +400,10 @@ def test_lung_fields_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
+@pytest.mark.xfail(
+    strict=True,
+    reason="not reached: the float network's peaks lie in the lungs in 0.28 (0.17-0.40), by chance in 0.205",
+)
 def test_an_x_ray_networks_peaks_fall_in_the_lungs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The network was fitted on most of these pictures, but never shown where to look."""
     bundle = load_bundle(DEFAULT_BUNDLE.with_name("cxr-pneumonia"))
