@@ -1,9 +1,10 @@
-"""Capture beside the loop: the newest frame wins, nothing queues, and every wait has a deadline."""
+"""Capture beside the reader: the newest frame wins, nothing queues, and every wait has a deadline."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Protocol
 
 from device.sources import Source, now
 from reader.clips import Frame
@@ -21,13 +22,54 @@ class Arrived:
     at: float
 
 
-class Capture:
-    """Takes frames from a source in a thread of its own and keeps only the newest.
+@dataclass(frozen=True)
+class Trouble:
+    """Why a live source gives no frames at present.
 
-    A source that is not a device is paced by its own frame times, as if it were one.
+    ``state``: a no-reading state. ``cause``: what brought it about, a key of the language files.
+    ``detail``: the same for the log, in English.
     """
 
+    state: str
+    cause: str
+    detail: str
+
+
+class Capture(Protocol):
+    """Frames of one live source as they come.
+
+    ``name``: what a person calls the source, with its mode where it has one. ``trouble``: why none
+    come at present; None while they do. ``dropped``: frames that came and were never taken.
+    ``restarts``: how often the source was opened anew.
+    """
+
+    name: str
+    trouble: Trouble | None
+    dropped: int
+    restarts: int
+
+    def take(self, deadline: float) -> Arrived | None:
+        """The newest frame not yet taken, or None after ``deadline`` seconds without one."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether the source is through for good and its last frame was taken."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the source."""
+        ...
+
+
+class PacedCapture:
+    """Takes frames from a file or the phantom in a thread of its own, paced by their own times."""
+
+    trouble: Trouble | None = None
+    restarts = 0
+
     def __init__(self, source: Source) -> None:
+        self.name = source.name
         self._source = source
         self._changed = threading.Condition()
         self._newest: Arrived | None = None

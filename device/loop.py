@@ -11,7 +11,7 @@ from typing import NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from device.capture import Arrived, Capture
+from device.capture import Arrived, PacedCapture
 from device.displays import Display, save_snapshot
 from device.results import Results
 from device.screen import TREND_SECONDS, Screen, abnormal_probability
@@ -75,7 +75,7 @@ class Bedside:
             self._run_through(source, reader, file)
 
     def _run_live(self, source: Source, reader: Reader, file: str | None) -> None:
-        capture = Capture(source)
+        capture = PacedCapture(source)
         last = now()
         try:
             with self._progress(source) as bar:

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reader.beam import Beam, BeamFinder
+from reader.beam import Beam
+from reader.beam_keeper import BeamKeeper
 from reader.bundle import Specification
 from reader.clips import Frame
 from reader.familiar import FamiliarityWatch, Onlooker
-from reader.preprocess import Moments, Preprocessor
+from reader.preprocess import Moments
 from reader.runner import Runner
 from reader.signal import (
     FROZEN,
-    GEOMETRY_CHANGED,
     NO_BEAM,
     NO_CONTACT,
     NO_SIGNAL,
@@ -34,20 +34,6 @@ from reader.verdict import Verdict, VerdictTracker, as_mapping, pool, probabilit
 Image = NDArray[np.uint8]
 Float = NDArray[np.float32]
 
-SETTLE_AT = (0.5, 1.0, 2.0, 4.0)
-"""Seconds after the first frame at which the beam is looked for again; then it is settled."""
-SETTLE_EVERY = 0.2
-"""Seconds between the frames that the beam is settled on."""
-LOOK_AGAIN = 0.4
-"""Seconds between searches while there is no beam, or while its edge has faded."""
-DOUBTED_FOR = 1.5
-"""Seconds after the signal came back for which the beam is looked for again."""
-SAME_BEAM = 0.7
-"""Intersection over union from which two outlines are the same scanner setting."""
-SURE_OVERLAP = 0.9
-"""Intersection over union from which two searches found the same new outline."""
-GEOMETRY_SHOWN = 1.0
-"""Seconds for which a changed geometry is shown before reading goes on in the new beam."""
 WITHDRAW_AFTER = 0.3
 """Seconds without a reading after which the window starts anew."""
 
@@ -56,13 +42,16 @@ WITHDRAW_AFTER = 0.3
 class View:
     """What one frame offers the network: its input, or the reason why there is none.
 
-    ``pixels``: uint8 [size, size, channels]. ``reason``: a no-reading state.
+    ``pixels``: uint8 [size, size, channels]. ``reason``: a no-reading state; ``cause``: what brought
+    it about, where that can be told. ``notes``: what the picture suffers from although it can be read.
     """
 
     frame: Frame
     beam: Beam | None
     pixels: Image | None = None
     reason: str | None = None
+    cause: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +61,7 @@ class Reading:
     ``state``: a label, ``uncertain``, or the reason why there is no reading. ``p``: windowed
     probability by label, None without a reading. ``class_map``: the probability of any label but
     the negative one, by cell, float32 [rows, columns]; None without a reading. ``full``: whether
-    the window is filled.
+    the window is filled. ``cause`` and ``notes``: as in ``View``.
     """
 
     state: str
@@ -82,6 +71,8 @@ class Reading:
     class_map: Float | None = None
     full: bool = False
     verdict: Verdict | None = None
+    cause: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Reader:
@@ -107,7 +98,7 @@ class Reader:
         known = specification.familiarity
         self._familiar = FamiliarityWatch(known.limit) if known is not None else None
         self._onlooker: Onlooker | None = None
-        self._beams = _BeamKeeper(specification, beam)
+        self._beams = BeamKeeper(specification, beam)
         self._last_reading_at: float | None = None
 
     @property
@@ -122,6 +113,10 @@ class Reader:
         view = self.look(frame)
         class_map = None if view.pixels is None else self._runner.class_map(view.pixels)
         return self.conclude(view, class_map)
+
+    def interrupted(self) -> None:
+        """The source went away for a while: what comes back may be another scanner or setting."""
+        self._beams.doubt()
 
     def look(self, frame: Frame) -> View:
         """The part before the network: signal, beam and input."""
@@ -166,7 +161,9 @@ class Reader:
         if view.reason is not None or class_map is None:
             if self._last_reading_at is not None and at - self._last_reading_at > WITHDRAW_AFTER:
                 self._tracker.clear()
-            return Reading(view.reason or NO_SIGNAL, view.frame, view.beam)
+            return Reading(
+                view.reason or NO_SIGNAL, view.frame, view.beam, cause=view.cause, notes=view.notes
+            )
         assert self._beams.preprocessor is not None
         logits = class_map[:, :, self._channels]
         weights = self._beams.preprocessor.cell_weights(*logits.shape[:2])
@@ -183,153 +180,5 @@ class Reader:
             np.where(weights > 0, where, 0.0).astype(np.float32),
             verdict.full,
             verdict,
+            notes=view.notes,
         )
-
-
-class _BeamKeeper:
-    """Holds the beam: first guess from one frame, settled over seconds, noticed when it moves."""
-
-    def __init__(self, specification: Specification, beam: Beam | None) -> None:
-        self._size, self._whole = specification.size, specification.beam == "whole"
-        self.beam: Beam | None = None
-        self.preprocessor: Preprocessor | None = None
-        self.changed = False
-        self._finder = BeamFinder()
-        self._edge: _Edge | None = None
-        self._suspect: Beam | None = None
-        self._due: list[float] = []
-        self._gathered_at = self._searched_at = self._changed_at = -1e9
-        self._doubted_at: float | None = -1e9
-        if beam is not None:
-            self._take(beam)
-
-    def doubt(self) -> None:
-        """The picture went away: what comes back may be another scanner or setting."""
-        self._doubted_at = None
-
-    def update(self, frame: Frame) -> str | None:
-        """Look at a frame; returns ``geometry-changed`` for a while after the beam has moved."""
-        self.changed = False
-        at, image = frame.captured_at, frame.image
-        if self.beam is not None and self.beam.size != (image.shape[1], image.shape[0]):
-            self.beam = self.preprocessor = None
-            self._changed_at, self.changed, self._searched_at = at, True, -1e9
-        if self.beam is None:
-            self._first_guess(frame)
-        elif self._due:
-            self._settle(frame)
-        elif self._edge is not None and (self._doubted(at) or self._edge.faded(image)):
-            self._search_again(frame)
-        shown = self.beam is not None and 0 <= at - self._changed_at < GEOMETRY_SHOWN
-        return GEOMETRY_CHANGED if shown and not frame.still else None
-
-    def _doubted(self, at: float) -> bool:
-        if self._doubted_at is None:
-            self._doubted_at = at
-        return 0 <= at - self._doubted_at < DOUBTED_FOR
-
-    def _first_guess(self, frame: Frame) -> None:
-        at, (height, width) = frame.captured_at, frame.image.shape[:2]
-        if self._whole:
-            corners = ((0.0, 0.0), (float(width), 0.0), (float(width), float(height)), (0.0, float(height)))
-            self._take(Beam(corners, (width, height), "linear"))
-        elif not 0 <= at - self._searched_at < LOOK_AGAIN:
-            self._searched_at = at
-            self._finder.reset()
-            self._finder.add(frame.image)
-            found = self._finder.beam()
-            if found is not None:
-                self._take(found)
-                self._due = [] if frame.still else [at + later for later in SETTLE_AT]
-                self._gathered_at = at
-
-    def _settle(self, frame: Frame) -> None:
-        at = frame.captured_at
-        if at - self._gathered_at >= SETTLE_EVERY:
-            self._finder.add(frame.image)
-            self._gathered_at = at
-        if at < self._due[0]:
-            return
-        self._due.pop(0)
-        found = self._finder.beam()
-        if found is not None and self.beam is not None and overlap(found, self.beam) < 0.98:
-            self._take(found)
-
-    def _search_again(self, frame: Frame) -> None:
-        at = frame.captured_at
-        if 0 <= at - self._searched_at < LOOK_AGAIN:
-            return
-        self._searched_at = at
-        self._finder.reset()
-        self._finder.add(frame.image)
-        found, suspect = self._finder.beam(), self._suspect
-        self._suspect = None
-        if found is None or self.beam is None or overlap(found, self.beam) >= SAME_BEAM:
-            return
-        # One poor frame can mislead a search; two searches that agree are believed.
-        self._suspect = found
-        if suspect is not None and overlap(found, suspect) >= SURE_OVERLAP:
-            self._take(found)
-            self._changed_at, self._suspect = at, None
-            self._due, self._gathered_at = [at + later for later in SETTLE_AT], at
-
-    def _take(self, beam: Beam) -> None:
-        self.beam, self.changed = beam, True
-        self.preprocessor = Preprocessor(beam, self._size)
-        self._edge = None if self._whole else _Edge(beam)
-
-
-class _Edge:
-    """Watches the step from dark to light along a beam's outline, on a few dozen pixel pairs."""
-
-    PAIRS = 48
-    REACH = 0.02
-    FADED = 0.5
-
-    def __init__(self, beam: Beam) -> None:
-        corners = np.asarray(beam.polygon)
-        width, height = beam.size
-        centre = corners.mean(axis=0)
-        follow = np.roll(corners, -1, axis=0)
-        lengths = np.hypot(*(follow - corners).T)
-        along = np.linspace(0, lengths.sum(), self.PAIRS, endpoint=False)
-        starts = np.concatenate([[0], lengths.cumsum()])
-        side = np.clip(np.searchsorted(starts, along, "right") - 1, 0, len(corners) - 1)
-        share = (along - starts[side]) / np.maximum(lengths[side], 1e-6)
-        points = corners[side] + (follow - corners)[side] * share[:, None]
-        outward = points - centre
-        outward /= np.maximum(np.hypot(*outward.T), 1e-6)[:, None]
-        reach = self.REACH * max(width, height)
-        self._inside = _whole_pixels(points - outward * reach)
-        self._outside = _whole_pixels(points + outward * reach)
-        x, y = self._outside
-        kept = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        x, y = self._inside
-        kept &= (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        self._inside = self._inside[0][kept], self._inside[1][kept]
-        self._outside = self._outside[0][kept], self._outside[1][kept]
-        self._usual: float | None = None
-
-    def faded(self, image: Image) -> bool:
-        """Whether the step is much smaller than it was when first seen."""
-        if self._inside[0].size < self.PAIRS // 6:
-            return False
-        plane = image if image.ndim == 2 else image[:, :, 1]
-        step = float(
-            np.sqrt(plane[self._inside[1], self._inside[0]]).mean()
-            - np.sqrt(plane[self._outside[1], self._outside[0]]).mean()
-        )
-        if self._usual is None:
-            self._usual = step
-        return step < self.FADED * self._usual
-
-
-def _whole_pixels(points: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    whole = np.floor(points).astype(np.intp)
-    return whole[:, 0], whole[:, 1]
-
-
-def overlap(a: Beam, b: Beam) -> float:
-    """Intersection over union of two beams in pictures of the same size."""
-    first, second = a.mask() > 0, b.mask() > 0
-    return float((first & second).sum()) / max(float((first | second).sum()), 1.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device.capture import Capture
+from device.capture import PacedCapture
 from device.displays import Nowhere
 from device.errors import SourceError
 from device.loop import Bedside
@@ -70,7 +70,7 @@ def bedside(bundle: Bundle, display: Nowhere, tmp_path: Path, results: Path | No
 
 
 def test_the_newest_frame_wins_and_nothing_queues(phantom_clip: Path) -> None:
-    capture = Capture(FileSource(phantom_clip))
+    capture = PacedCapture(FileSource(phantom_clip))
     first = capture.take(2.0)
     time.sleep(0.6)
     second = capture.take(2.0)
