@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import json
 import logging
 import math
 import mmap
 import os
-import resource
-import select
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from device.child_process import ChildProcess, die_with_parent
 from device.errors import AcceleratorError
 from reader.runner import Runner
 
@@ -45,8 +41,6 @@ RESTART_AFTER = (0.5, 2.0, 8.0)
 """Seconds to wait before each restart in a row. After the last one the CPU reads for good."""
 STEADY_FRAMES = 250
 """Frames that a restarted accelerator must read for its earlier failures to be forgotten."""
-EXIT_DEADLINE = 0.1
-"""Seconds to wait for the exit status of a child whose connection is closed."""
 CLOSE_DEADLINE = 2.0
 """Seconds to wait for a killed child to be gone."""
 
@@ -116,8 +110,8 @@ class EdgeTpuRunner:
         if self._stage is _Stage.READING:
             return ""
         if self._due == math.inf:
-            return "accelerator failed: reading on the CPU"
-        return f"accelerator lost: reading on the CPU, restart {self._restarts} of {len(self._restart_after)}"
+            return "accelerator-failed"
+        return f"accelerator-lost {self._restarts} {len(self._restart_after)}"
 
     def class_map(self, pixels: Image) -> Float:
         """uint8 [h, w, channels] to float32 logits [rows, columns, map channels].
@@ -213,14 +207,7 @@ class _Child:
         self._wire, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             job = json.dumps([library, memory, theirs.fileno(), input_shape, map_shape])
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "device.accelerator", job],
-                stdin=subprocess.PIPE,  # never written to: it closes with this process
-                stdout=subprocess.DEVNULL,
-                pass_fds=(memory, theirs.fileno()),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                start_new_session=True,  # a Ctrl-C is for us
-            )
+            self._process = ChildProcess("device.accelerator", job, (memory, theirs.fileno()))
 
     def request(self) -> None:
         """Ask for the class map of the pixels in shared memory."""
@@ -239,36 +226,22 @@ class _Child:
         except ConnectionError:
             said = b""
         if said != DONE:
-            raise AcceleratorError(said.decode(errors="replace") or self._ending())
+            raise AcceleratorError(said.decode(errors="replace") or self._process.ending())
         return True
 
     def kill(self) -> None:
         """Have it killed, without waiting for it to be gone."""
-        assert self._process.stdin is not None, "opened as a pipe"
         self._process.kill()
-        self._process.stdin.close()
         self._wire.close()
 
     def gone(self, wait: float = 0.0) -> bool:
         """Whether it has ended, or does so within ``wait`` seconds; only then is the accelerator free."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(wait)
-        return self._process.returncode is not None
-
-    def _ending(self) -> str:
-        if not self.gone(EXIT_DEADLINE):
-            return "its process closed the connection"
-        code: int = self._process.returncode
-        if code >= 0:
-            return f"its process ended with exit code {code}"
-        return f"its process was killed by signal {-code} ({signal.strsignal(-code)})"
+        return self._process.gone(wait)
 
 
 def _serve(library: str, memory: int, wire: int, input_shape: Shape, map_shape: Shape) -> None:
     """The child: load the delegate, then read what is asked for until the parent is gone."""
-    _die_with_parent()
-    # A core file would keep a patient's frame on disk, and writing it would hold up the restart.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    die_with_parent()
     with socket.socket(fileno=wire) as connection:
         try:
             read = _load(library, _Shared(memory, input_shape, map_shape))
@@ -282,18 +255,6 @@ def _serve(library: str, memory: int, wire: int, input_shape: Shape, map_shape: 
             connection.send(" ".join(str(error).split()).encode()[:LONGEST_MESSAGE])
             # At once: a library's clean-up after an error can hang or abort.
             os._exit(1)
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill us, even in a hang, when standard input closes, which the parent holds.
-
-    PR_SET_PDEATHSIG would not do: it watches the thread that started us, not its process.
-    """
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([0], [], [], 0)[0]:
-        sys.exit("the parent ended before the accelerator was loaded")
 
 
 def _load(library: str, shared: _Shared) -> Callable[[], None]:
