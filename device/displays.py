@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
@@ -13,13 +14,28 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from device.clock import now
 from device.errors import DisplayError
-from device.screen import Screen, abnormal_probability, draw, language
+from device.screen import (
+    HEIGHT,
+    KEYS,
+    NO_READING,
+    WIDTH,
+    Screen,
+    abnormal_probability,
+    button_at,
+    draw,
+    resized,
+    shown_state,
+)
+from device.words import load_words
 
 Image = NDArray[np.uint8]
 
 WINDOW = "Sonoglance"
 ESCAPE = 27
+PRESSED_SECONDS = 0.15
+"""For so long a button is shown as pressed."""
 
 
 class Display(Protocol):
@@ -37,8 +53,10 @@ class Display(Protocol):
         ...
 
 
-def open_display(name: str) -> Display:
+def open_display(name: str, fullscreen: bool = False) -> Display:
     """``window``, ``terminal`` or ``none``; ``auto`` takes a window where there is a screen.
+
+    ``fullscreen``: whether a window covers the whole screen.
 
     Raises DisplayError where a window is asked for and no screen can be reached.
     """
@@ -50,7 +68,7 @@ def open_display(name: str) -> Display:
                 "no screen can be reached (DISPLAY is unset or does not answer); "
                 "use --display terminal or none"
             )
-        return Window()
+        return Window(fullscreen)
     return Terminal() if name == "terminal" else Nowhere()
 
 
@@ -87,31 +105,92 @@ class Nowhere:
 
 
 class Window:
-    """A window on the local display."""
+    """A window on the local display, which takes keys, mouse and touch."""
 
     on_terminal = False
 
-    def __init__(self) -> None:
+    def __init__(self, fullscreen: bool = False) -> None:
         try:
-            cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+            cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_FREERATIO | cv2.WINDOW_GUI_NORMAL)
         except cv2.error as error:
             raise DisplayError(
                 "this OpenCV was built without windows: install opencv-python in place of "
                 "opencv-python-headless"
             ) from error
-        cv2.resizeWindow(WINDOW, 1280, 720)
+        self._size = WIDTH, HEIGHT
+        self._touched = self._pressed = ""
+        self._pressed_until = 0.0
+        if fullscreen:
+            # Without a window manager nobody else makes it as large as the screen.
+            cv2.resizeWindow(WINDOW, *(_root_size() or self._size))
+            cv2.moveWindow(WINDOW, 0, 0)
+            cv2.setWindowProperty(WINDOW, cv2.WND_PROP_FULLSCREEN, cv2.WINDOW_FULLSCREEN)
+        else:
+            cv2.resizeWindow(WINDOW, *self._size)
+        cv2.setMouseCallback(WINDOW, self._mouse)
 
     def show(self, screen: Screen) -> str:
-        """Draw the screen; returns the key pressed, ``q`` where the window was closed."""
-        cv2.imshow(WINDOW, draw(screen))
-        key = cv2.waitKey(1)
-        if key == ESCAPE or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:
+        """Draw the screen; returns the key or button pressed, ``q`` where the window was closed."""
+        pressed = self._pressed if now() < self._pressed_until else ""
+        cv2.imshow(WINDOW, framed(draw(screen, pressed), self._size))
+        code = cv2.waitKeyEx(1) & 0xFFFF
+        if code == ESCAPE or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:
             return "q"
-        return chr(key & 0xFF).lower() if key > 0 else ""
+        _, _, width, height = cv2.getWindowImageRect(WINDOW)
+        if width > 0 and height > 0:
+            self._size = width, height
+        touched, self._touched = self._touched, ""
+        # Arrows and the like have codes above ASCII, whose last byte would be a letter.
+        typed = chr(code).lower() if code < 128 else ""
+        taken = "f" if typed == " " else typed if typed and typed in KEYS else touched
+        if taken:
+            self._pressed, self._pressed_until = taken, now() + PRESSED_SECONDS
+        return taken
 
     def close(self) -> None:
         """Close the window."""
         cv2.destroyWindow(WINDOW)
+
+    def _mouse(self, event: int, x: int, y: int, _flags: int, _given: object) -> None:
+        if event == cv2.EVENT_LBUTTONDOWN:
+            scale, left, top = _fit(self._size)
+            self._touched = button_at((x - left) / scale, (y - top) / scale)
+
+
+def framed(picture: Image, size: tuple[int, int]) -> Image:
+    """The screen's picture as large as fits into ``size`` (width, height), black beside it.
+
+    The window system's own scaling leaves pixels out, which text does not survive.
+    """
+    if size == (WIDTH, HEIGHT):
+        return picture
+    scale, left, top = _fit(size)
+    inner = max(1, int(WIDTH * scale)), max(1, int(HEIGHT * scale))
+    frame = np.zeros((size[1], size[0], 3), np.uint8)
+    frame[top : top + inner[1], left : left + inner[0]] = resized(picture, inner)
+    return frame
+
+
+def _fit(size: tuple[int, int]) -> tuple[float, int, int]:
+    """Scale, left and top of the screen's picture in a window."""
+    scale = min(size[0] / WIDTH, size[1] / HEIGHT)
+    return scale, (size[0] - int(WIDTH * scale)) // 2, (size[1] - int(HEIGHT * scale)) // 2
+
+
+def _root_size() -> tuple[int, int] | None:
+    """Width and height of the X server's screen; None where Xlib or the server does not answer."""
+    try:
+        xlib = ctypes.CDLL("libX11.so.6")
+    except OSError:
+        return None
+    xlib.XOpenDisplay.restype = ctypes.c_void_p
+    server = xlib.XOpenDisplay(None)
+    if not server:
+        return None
+    pointer = ctypes.c_void_p(server)
+    size = xlib.XDisplayWidth(pointer, 0), xlib.XDisplayHeight(pointer, 0)
+    xlib.XCloseDisplay(pointer)
+    return size
 
 
 class Terminal:
@@ -124,19 +203,19 @@ class Terminal:
 
     def show(self, screen: Screen) -> str:
         """Write state, probability bar, age and rate."""
-        state = screen.reading.state
-        words = language()
-        title, hint = words["states"].get(state, [state.upper(), ""])
+        state, words = shown_state(screen), load_words(screen.language)
+        title, hint = words.state(state, screen.reading.cause if state == screen.reading.state else "")
+        said = f"{title:<15} {hint}"
         if sys.stdout.isatty():
-            p = abnormal_probability(screen.reading, screen.negative)
+            p = abnormal_probability(screen.reading, screen.negative) if state not in NO_READING else None
             bar = " " * 20 if p is None else ("#" * round(20 * p)).ljust(20, ".")
             number = "    " if p is None else f"{100 * p:3.0f}%"
             line = f"{title:<15} [{bar}] {number}  {screen.age_ms:4.0f} ms {screen.fps:3.0f}/s  {hint}"
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width]:<{width}}", end="", flush=True)
-        elif state != self._last:
-            print(f"{screen.reading.frame.captured_at:7.2f} s  {title:<15} {hint}", flush=True)
-        self._last = state
+        elif said != self._last:
+            print(f"{screen.reading.frame.captured_at:7.2f} s  {said}", flush=True)
+        self._last = said
         return ""
 
     def close(self) -> None:
