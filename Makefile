@@ -1,21 +1,32 @@
 # make demo: a small environment and the bedside reader on the built-in phantom.
 # make test: everything else, then lint, types, house rules and tests.
+# make test-capture: capture on a real kernel's V4L2, in a small virtual machine.
 
 PYTHON ?= python3
 DEVICE := .venv-device
 DESK := .venv-desk
 DATA ?= ../shared/data
 
-.PHONY: demo test lint clean
+DESKTOP := xvfb x11-xkb-utils x11-apps xdotool gcc libc6-dev
+MACHINE := qemu-system-x86 linux-image-amd64 busybox-static cpio kmod udev
+
+.PHONY: demo test test-capture lint clean
 
 demo: $(DEVICE)/.done
 	$(DEVICE)/bin/sonoglance demo
 
 test: $(DESK)/.done
-	@{ command -v Xvfb && command -v gcc; } >/dev/null || { apt-get update -qq && apt-get install -y -qq xvfb x11-xkb-utils x11-apps gcc libc6-dev >/dev/null; } \
-	  || echo "window and accelerator tests need: sudo apt-get install xvfb x11-xkb-utils x11-apps gcc libc6-dev"
+	@{ command -v Xvfb && command -v xdotool && command -v gcc; } >/dev/null \
+	  || { apt-get update -qq && apt-get install -y -qq $(DESKTOP) >/dev/null; } \
+	  || echo "window and accelerator tests need: sudo apt-get install $(DESKTOP)"
 	$(MAKE) lint
-	SONOGLANCE_DATA=$(DATA) $(DESK)/bin/python -m pytest
+	SONOGLANCE_DATA=$(DATA) $(DESK)/bin/python -m pytest -n 2 --dist worksteal
+
+test-capture: $(DESK)/.done
+	@{ command -v qemu-system-x86_64 && command -v busybox && command -v cpio && command -v udevadm && ls /boot/vmlinuz-*; } >/dev/null 2>&1 \
+	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(MACHINE) >/dev/null; } \
+	  || echo "needs: sudo apt-get install $(MACHINE)"
+	$(DESK)/bin/python -m pytest -m vm tests/vm
 
 lint:
 	$(DESK)/bin/ruff check .

@@ -9,8 +9,12 @@ import sys
 COMMANDS = {
     "run": ("device.commands", "read a clip, folder, capture device or the phantom"),
     "demo": ("device.commands", "the bedside reader on the built-in phantom"),
+    "setup": ("device.settings_commands", "the first hour with a scanner: source, beam, levels, delay"),
+    "scanner": ("device.settings_commands", "list, show, export, import or remove scanner profiles"),
+    "config": ("device.settings_commands", "show or check the configuration"),
     "bundle": ("device.commands", "show, verify or sign a model bundle"),
-    "bench": ("device.commands", "measure how fast a bundle reads on this machine"),
+    "bench": ("device.commands", "measure how fast a bundle reads, or how late the screen is, here"),
+    "soak": ("device.soak", "hours of simulated scanning with accidents, in minutes"),
     "data": ("training.data_commands", "check a data set: counts, duplicates, leaks, confounds"),
     "train": ("training.commands", "train a network on a data set"),
     "evaluate": ("training.commands", "read a data set with a bundle or run and score it"),

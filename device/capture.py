@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from device.sources import Source, now
+from device.clock import now
 from reader.clips import Frame
+
+if TYPE_CHECKING:
+    from device.sources import Source
 
 JOIN_DEADLINE = 2.0
 """Seconds to wait for the capture thread to end."""
@@ -39,11 +42,13 @@ class Capture(Protocol):
     """Frames of one live source as they come.
 
     ``name``: what a person calls the source, with its mode where it has one. ``trouble``: why none
-    come at present; None while they do. ``dropped``: frames that came and were never taken.
-    ``restarts``: how often the source was opened anew.
+    come at present; None while they do. ``badge``: what the screen must say of it, often empty.
+    ``dropped``: frames that came and were never taken. ``restarts``: how often the source was opened
+    anew.
     """
 
     name: str
+    badge: str
     trouble: Trouble | None
     dropped: int
     restarts: int
@@ -66,6 +71,7 @@ class PacedCapture:
     """Takes frames from a file or the phantom in a thread of its own, paced by their own times."""
 
     trouble: Trouble | None = None
+    badge = ""
     restarts = 0
 
     def __init__(self, source: Source) -> None:
@@ -108,11 +114,10 @@ class PacedCapture:
         began = now()
         try:
             for frame in self._source.frames():
-                if self._source.paced_by_us:
-                    self._stop.wait(max(0.0, began + frame.captured_at - now()))
+                self._stop.wait(max(0.0, began + frame.captured_at - now()))
                 if self._stop.is_set():
                     break
-                self._put(Arrived(frame, now() if self._source.paced_by_us else frame.captured_at))
+                self._put(Arrived(frame, now()))
         except Exception as error:  # noqa: BLE001  carried to the loop, which names it
             self._error = error
         finally:

@@ -9,51 +9,84 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from device.bench import measure, report
+from device.config import (
+    DISPLAYS,
+    LANGUAGES,
+    THEMES,
+    Config,
+    ConfigWatch,
+    ReaderTable,
+    config_path,
+    load_config,
+)
+from device.devices import grabber_name
 from device.displays import open_display, save_snapshot
-from device.loop import Bedside
+from device.loop import CONFIG_BROKEN, Bedside
 from device.results import Results
-from device.runners import AUTO, KINDS, open_runner
-from device.sources import PhantomSource, open_sources
+from device.runners import KINDS, open_runner
+from device.scanners import fits, load_profile
+from device.screen_delay import measure_screen, screen_report
+from device.sources import V4L2, PhantomSource, Source, open_sources
 from reader.bundle import DEFAULT_BUNDLE, ONNX_INT8, Bundle, load_bundle
 from reader.bundle import ONNX as ONNX_FILE
 from reader.errors import ClipError
 from reader.runner import LITERT, ONNX
 from reader.signing import check_trust, generate_key, sign_bundle
 
-THREADS = 2
 PASS, FAIL, TOO_FEW = "PASS", "FAIL", "TOO FEW TO SHOW"
-FAILED_ALARM = "DO NOT RELY ON THIS: int8 failed its accuracy test."
-TOO_FEW_BADGE = "int8 loss: too few patients to show it"
-NOT_JUDGED_BADGE = "int8 loss was never measured"
+INT8_FAILED = "int8-failed"
+FAILED = "DO NOT RELY ON THIS: int8 failed its accuracy test."
+GATE_NOTES = {TOO_FEW: ("int8-too-few", "int8 loss: too few patients to show it")}
+NEVER_JUDGED = "int8-not-measured", "int8 loss was never measured"
+"""What the screen says of a bundle that did neither pass nor fail, as a badge and in the log."""
 
 
 def run(arguments: list[str]) -> int:
     """Read a source and show what is seen."""
     parser = argparse.ArgumentParser("sonoglance run", description=run.__doc__)
     parser.add_argument(
-        "--source", required=True, help="demo, a clip, picture or folder, or v4l2:/dev/video0"
+        "--source", help="demo, a clip, picture or folder, or v4l2:/dev/video0; else the configuration's"
     )
-    _bundle_option(parser)
-    parser.add_argument("--display", choices=("auto", "window", "terminal", "none"), default="auto")
+    parser.add_argument("--scanner", metavar="NAME", help="scanner profile, as setup saved it")
+    parser.add_argument("--wait", action="store_true", help="wait for a grabber that is not there yet")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write JSON lines, one a frame")
     parser.add_argument("--pace", choices=("live", "max"), default="live")
     parser.add_argument("--snapshots", type=Path, default=Path(), metavar="DIR")
+    parser.add_argument("--config", type=Path, metavar="FILE")
+    _bundle_option(parser)
+    _screen_options(parser)
     _runner_options(parser)
     options = parser.parse_args(arguments)
-    if options.pace == "max" and options.source.startswith("v4l2:"):
+    loaded = load_config(config_path(options.config))
+    if options.source is None and loaded.path is None:
+        parser.error("--source is needed where there is no configuration file")
+    if options.pace == "max" and (options.source or loaded.config.source.device).startswith(V4L2):
         parser.error("a capture device sets its own pace: leave --pace max out")
-    bundle, lasting_badges = _trusted_bundle(options)
-    several = Path(options.source).is_dir()
-    with open_runner(bundle, options.runner, options.threads) as (runner, runner_badges):
-        sources = open_sources(options.source)
+    for mistake in loaded.mistakes:
+        print(f"sonoglance run: {mistake}", file=sys.stderr)
+    settings = _overridden(loaded.config, options)
+    bundle, lasting_badges = _trusted_bundle(settings.reader)
+    several = Path(settings.source.device).is_dir()
+    with open_runner(bundle, settings.reader.runner, settings.reader.threads) as (runner, runner_badges):
+        sources = _sources(settings)
         results = Results(options.results)
-        shown = lasting_badges + runner_badges
-        display = open_display(options.display)
-        bedside = Bedside(bundle, runner, display, results, options.snapshots, shown, _alarm(bundle))
+        bedside = Bedside(
+            bundle,
+            runner,
+            open_display(settings.screen.display, settings.screen.fullscreen),
+            results,
+            options.snapshots,
+            settings,
+            lasting_badges + runner_badges,
+            _alarm(bundle),
+            ConfigWatch(loaded.path) if loaded.path else None,
+            CONFIG_BROKEN if loaded.mistakes else "",
+        )
         _quit_on_terminate(bedside)
         try:
             for source in sources:
@@ -69,25 +102,63 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def _overridden(config: Config, options: argparse.Namespace) -> Config:
+    """The configuration with what the command line says in its place.
+
+    A source that somebody typed is waited for only where that was asked for, too: it may be mistyped.
+    """
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    source = replace(
+        config.source,
+        device=given.get("source", config.source.device),
+        scanner=given.get("scanner", "" if "source" in given else config.source.scanner),
+        wait=options.wait or ("source" not in given and config.source.wait),
+    )
+    reader = replace(
+        config.reader, **{k: given[k] for k in ("bundle", "keys", "runner", "threads") if k in given}
+    )
+    screen = replace(config.screen, **{k: given[k] for k in ("display", "theme", "fullscreen") if k in given})
+    return replace(
+        config, language=given.get("language", config.language), source=source, reader=reader, screen=screen
+    )
+
+
+def _sources(settings: Config) -> list[Source]:
+    """What is to be read, with what the scanner's profile knows of it."""
+    asked = settings.source
+    sources = open_sources(asked.device, (asked.width, asked.height, asked.rate))
+    if asked.scanner:
+        profile = load_profile(settings.state.folder, asked.scanner)
+        misfit = fits(profile, grabber_name(asked.device), profile.beam.size)
+        if misfit:
+            print(f"note: {misfit}", file=sys.stderr)
+        for source in sources:
+            source.beam, source.delay_ms = profile.beam, profile.delay_ms
+    return sources
+
+
 def demo(arguments: list[str]) -> int:
     """The bedside reader on the built-in phantom, a test pattern: live, for one round."""
     parser = argparse.ArgumentParser("sonoglance demo", description=demo.__doc__)
-    parser.add_argument("--display", choices=("auto", "window", "terminal", "none"), default="auto")
     parser.add_argument("--out", type=Path, help="folder for the snapshot and the results file")
     parser.add_argument("--rounds", type=int, default=1)
     _bundle_option(parser)
+    _screen_options(parser)
     _runner_options(parser)
     options = parser.parse_args(arguments)
+    settings = _overridden(
+        load_config(None).config, argparse.Namespace(**vars(options), source="demo", wait=False)
+    )
     out = options.out or Path(tempfile.mkdtemp(prefix="sonoglance-demo-"))
     out.mkdir(parents=True, exist_ok=True)
-    bundle, lasting_badges = _trusted_bundle(options)
+    bundle, lasting_badges = _trusted_bundle(settings.reader)
     source = PhantomSource(options.rounds)
     print(f"phantom (a test pattern, not a lung), {source.seconds:.0f} s; bundle {bundle.path.name}")
     results = Results(out / "results.jsonl")
-    with open_runner(bundle, options.runner, options.threads) as (runner, runner_badges):
+    with open_runner(bundle, settings.reader.runner, settings.reader.threads) as (runner, runner_badges):
+        display = open_display(settings.screen.display, settings.screen.fullscreen)
         shown = lasting_badges + runner_badges
-        display = open_display(options.display)
-        bedside = Bedside(bundle, runner, display, results, out, shown, _alarm(bundle))
+        bedside = Bedside(bundle, runner, display, results, out, settings, shown, _alarm(bundle))
         _quit_on_terminate(bedside)
         try:
             bedside.run(source, live=True)
@@ -151,19 +222,39 @@ def _verify(path: Path, keys: Path | None) -> str:
 
 
 def bench(arguments: list[str]) -> int:
-    """Measure the read of a 1280x720 frame, its parts, and a bare invoke beside it."""
+    """Measure the read of a 1280x720 frame, its parts, and a bare invoke beside it; or the screen."""
     began = time.perf_counter()
     parser = argparse.ArgumentParser("sonoglance bench", description=bench.__doc__)
     parser.add_argument("bundle", type=Path, nargs="?", default=DEFAULT_BUNDLE)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument(
+        "--screen",
+        nargs="+",
+        type=_size,
+        metavar="WIDTHxHEIGHT",
+        help="measure instead how late the screen is, for sources of these sizes (needs Xvfb)",
+    )
+    parser.add_argument("--rate", type=int, default=30, help="frames a second, with --screen")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each size, with --screen")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
+    if options.screen:
+        screens = [
+            measure_screen(width, height, options.rate, options.seconds) for width, height in options.screen
+        ]
+        print(json.dumps(screens, indent=2) if options.json else "\n".join(map(screen_report, screens)))
+        return 0
     if options.frames < 20 or min(options.threads) < 1:
         parser.error("at least 20 frames and one thread")
     figures = measure(options.bundle, options.threads, options.frames, began)
     print(json.dumps(figures, indent=2) if options.json else report(figures))
     return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = text.split("x")
+    return int(width), int(height)
 
 
 def describe(loaded: Bundle) -> str:
@@ -196,7 +287,7 @@ def _figure_lines(figures: object, prefix: str = "") -> list[str]:
 
 
 def _bundle_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="folder or zip file")
+    parser.add_argument("--bundle", type=Path, help="folder or zip file; else the one that comes along")
     _keys_option(parser)
 
 
@@ -209,31 +300,38 @@ def _keys_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _trusted_bundle(options: argparse.Namespace) -> tuple[Bundle, tuple[str, ...]]:
+def _screen_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--display", choices=DISPLAYS)
+    parser.add_argument("--language", choices=LANGUAGES)
+    parser.add_argument("--theme", choices=THEMES, help="for a dark room or for daylight")
+    parser.add_argument("--fullscreen", action="store_true", default=None)
+
+
+def _runner_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runner", choices=KINDS, help="what the network runs on")
+    parser.add_argument("--threads", type=int, help="threads for the network")
+
+
+def _trusted_bundle(asked: ReaderTable) -> tuple[Bundle, tuple[str, ...]]:
     """The bundle that was asked for, once it is trusted here, and what the screen must say of it."""
-    loaded = load_bundle(options.bundle)
-    trust = check_trust(loaded, options.keys)
-    shown = [trust.badge] if trust.badge else []
-    if trust.badge:
-        print(f"note: {options.bundle}: {trust.reason}", file=sys.stderr)
+    loaded = load_bundle(asked.bundle)
+    trust = check_trust(loaded, asked.keys)
+    badges, words = [trust.badge], [trust.reason if trust.badge else ""]
     outcome = loaded.manifest.gate_outcome
     if outcome not in (PASS, FAIL):
-        badge = TOO_FEW_BADGE if outcome == TOO_FEW else NOT_JUDGED_BADGE
-        print(f"note: {options.bundle}: {badge}", file=sys.stderr)
-        shown.append(badge)
-    return loaded, tuple(shown)
+        badge, word = GATE_NOTES.get(outcome or "", NEVER_JUDGED)
+        badges.append(badge)
+        words.append(word)
+    for word in filter(None, words):
+        print(f"note: {asked.bundle}: {word}", file=sys.stderr)
+    return loaded, tuple(filter(None, badges))
 
 
 def _alarm(loaded: Bundle) -> str:
     if loaded.manifest.gate_outcome != FAIL:
         return ""
-    print(f"*** {loaded.path}: {FAILED_ALARM} ***", file=sys.stderr)
-    return FAILED_ALARM
-
-
-def _runner_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runner", choices=KINDS, default=AUTO, help="what the network runs on")
-    parser.add_argument("--threads", type=int, default=THREADS, help="threads for the network")
+    print(f"*** {loaded.path}: {FAILED} ***", file=sys.stderr)
+    return INT8_FAILED
 
 
 def _quit_on_terminate(bedside: Bedside) -> None:

@@ -1,32 +1,61 @@
-"""The bedside loop: newest frame in, reading out, screen drawn, line written."""
+"""The bedside loop: what the screen shows, and when it may not show it any longer.
+
+Capture, reading and drawing go on beside each other and watch each other: a capture that hangs is
+started anew (``device.grabber``), a reader that hangs is named on the screen, and a screen that hangs
+ends the process, because a picture that nobody can change must not stay.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
+import statistics
+import sys
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
-from device.capture import Arrived, PacedCapture
+from device.capture import Arrived, Capture, Trouble
+from device.clock import now
+from device.config import Config, ConfigWatch, load_config
 from device.displays import Display, save_snapshot
+from device.errors import SourceError
+from device.reading import HELD, FrameReader, ReadingThread, Taken
 from device.results import Results
-from device.screen import TREND_SECONDS, Screen, abnormal_probability
-from device.sources import Source, now
+from device.screen import NO_PICTURE, TREND_SECONDS, Screen, abnormal_probability
+from device.sources import Source
 from reader.bundle import Bundle
 from reader.clips import Frame
 from reader.reader import Reader, Reading
 from reader.runner import Runner
 
-FRAME_DEADLINE = 0.25
-"""Seconds that the loop waits for a frame before it draws the screen without a new one."""
-STALE_AFTER = 0.5
-"""Seconds after which the last picture is no longer shown as live."""
-PHANTOM_BADGE = "drawn phantom: not-lung test off"
-HELD, STALE, STARTING = "held", "stale", "starting"
+DRAW_DEADLINE = 0.1
+"""Seconds after which the screen is drawn again although there is no new reading."""
+STALE_AFTER = 0.3
+"""Seconds since its arrival after which a picture is no longer shown as live ..."""
+STALE_FRAMES = 2.5
+"""... or this many times the source's own period, for one that gives few frames a second, ..."""
+STALE_AT_LAST = 1.5
+"""... but never after more seconds than these."""
+NO_READER_AFTER = 1.0
+"""Seconds for which one frame may be in the network before the reader counts as hung."""
+SCREEN_DEADLINE = 5.0
+"""Seconds that the screen may take to be drawn once before it counts as hung."""
+SLOW_SCREEN = 0.1
+"""Seconds that drawing takes, usually, from which the screen says that it is slow."""
+SETTINGS_EVERY = 0.5
+"""Seconds between two looks at the configuration file."""
+TOLD_FOR = 4.0
+"""Seconds for which the outcome of a snapshot stays on the screen."""
+CONFIG_BROKEN = "config-broken"
+PHANTOM = "phantom"
+STALE, STARTING, NO_DEVICE, NO_READER = "stale", "starting", "no-device", "no-reader"
 NO_FRAME = Frame(np.zeros((0, 0), np.uint8), 0.0, -1)
 
 
@@ -34,6 +63,9 @@ NO_FRAME = Frame(np.zeros((0, 0), np.uint8), 0.0, -1)
 class Bedside:
     """One run of the reader over one source after another, with everything that shows it.
 
+    ``settings``: of them, those of screen and waiting are used here, and followed when the file that
+    ``watch`` looks after changes; ``settings_badge`` says how that went. ``badges`` and ``alarm``: what
+    the screen must say all the time.
     ``seconds_by_state`` counts how long each state was shown, in the source's time.
     """
 
@@ -42,18 +74,25 @@ class Bedside:
     display: Display
     results: Results
     snapshots: Path
+    settings: Config = field(default_factory=lambda: load_config(None).config)
     badges: tuple[str, ...] = ()
     alarm: str = ""
-    overlay: bool = True
-    held: bool = False
+    watch: ConfigWatch | None = None
+    settings_badge: str = ""
     quitting: bool = False
     seconds_by_state: dict[str, float] = field(default_factory=dict)
     screen: Screen | None = None
     _trend: deque[tuple[float, float | None]] = field(default_factory=deque)
     _arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=26))
-    _shown: Reading | None = None
-    _first_at: float | None = None
+    _drawing: deque[float] = field(default_factory=lambda: deque([0.0], maxlen=25))
+    _newest: Taken | None = None
+    _held: Reading | None = None
+    _last_trouble: Trouble | None = None
+    _troubled_at: float = 0.0
     _source_badges: tuple[str, ...] = ()
+    _settings_due: float = 0.0
+    _told: str = ""
+    _told_until: float = 0.0
 
     def run(self, source: Source, live: bool, file: str | None = None) -> None:
         """Read a source to its end or until the user quits.
@@ -65,36 +104,58 @@ class Bedside:
         if source.drawn:
             # The phantom is a drawing: the not-lung test would rightly refuse it.
             reads = replace(reads, familiarity=None)
-        self._source_badges = (PHANTOM_BADGE,) if source.drawn else ()
+        self._source_badges = (PHANTOM,) if source.drawn else ()
         reader = Reader(reads, self.runner, beam=source.beam, span=source.span)
+        frames = FrameReader(reader, self.results, file)
         self._trend.clear()
-        self._shown = self._first_at = None
+        self._arrivals.clear()
+        self._newest = self._held = self._last_trouble = None
         if live:
-            self._run_live(source, reader, file)
+            self._run_live(source, frames)
         else:
-            self._run_through(source, reader, file)
+            self._run_through(source, frames)
 
-    def _run_live(self, source: Source, reader: Reader, file: str | None) -> None:
-        capture = PacedCapture(source)
-        last = now()
+    def _run_live(self, source: Source, frames: FrameReader) -> None:
+        capture = source.capture()
+        thread = ReadingThread(capture, frames)
+        watch = ScreenWatch()
         try:
             with self._progress(source) as bar:
-                while not self.quitting and not capture.ended:
-                    arrived = capture.take(FRAME_DEADLINE)
-                    if arrived is not None:
-                        last = arrived.at
-                        self._read(reader, arrived, source.name, file)
-                        bar.update(arrived.frame.sequence + 1 - bar.n)
-                    elif now() - last > STALE_AFTER:
-                        self._show_waiting(source.name, now() - last)
+                while not self.quitting and not thread.ended:
+                    for taken in thread.take(DRAW_DEADLINE):
+                        self._follow(taken)
+                        bar.update(taken.reading.frame.sequence + 1 - bar.n)
+                    self._refuse_to_start_without(capture)
+                    self._show(self._present(capture, thread), capture.name, source.delay_ms, capture.badge)
+                    frames.held = self.held
+                    watch.drawn()
+                    self._follow_settings()
         finally:
+            watch.close()
+            thread.close()
             capture.close()
+        if thread.error is not None:
+            raise thread.error
 
-    def _run_through(self, source: Source, reader: Reader, file: str | None) -> None:
+    def _refuse_to_start_without(self, capture: Capture) -> None:
+        """Raise SourceError where the device was never there and is not to be waited for."""
+        trouble = capture.trouble
+        if (
+            not self.settings.source.wait
+            and self._newest is None
+            and trouble is not None
+            and trouble.state == NO_DEVICE
+        ):
+            raise SourceError(f"{capture.name}: {trouble.detail}")
+
+    def _run_through(self, source: Source, frames: FrameReader) -> None:
         try:
             with self._progress(source) as bar:
                 for frame in source.frames():
-                    self._read(reader, Arrived(frame, now()), source.name, file)
+                    taken = frames.read(Arrived(frame, now()))
+                    self._follow(taken)
+                    self._show(taken.reading, source.name, source.delay_ms, "")
+                    frames.held = self.held
                     bar.update()
                     if self.quitting:
                         break
@@ -111,60 +172,81 @@ class Bedside:
             disable=True if self.display.on_terminal or source.length is None else None,
         )
 
-    def _read(self, reader: Reader, arrived: Arrived, name: str, file: str | None) -> None:
-        frame = arrived.frame
-        began = time.perf_counter()
-        if self.held and self._shown is not None:
-            reading = Reading(HELD, frame, reader.beam)
-        else:
-            reading = reader.read(frame)
-        read_ms = 1e3 * (time.perf_counter() - began)
-        age_ms = 1e3 * (now() - arrived.at)
-        if self._first_at is None:
-            self._first_at = frame.captured_at
-        self.results.write(reading, frame.captured_at - self._first_at, age_ms, read_ms, file)
-        self._count(reading)
-        self._arrivals.append(arrived.at)
-        if not self.held:
-            self._shown = reading
-            self._follow(reading)
-        self._show(name, age_ms)
+    def _present(self, capture: Capture, thread: ReadingThread) -> Reading:
+        """What may be said at this moment: the newest reading, or why there is none."""
+        newest, trouble = self._newest, self._trouble(capture)
+        frame, beam = (newest.reading.frame, newest.reading.beam) if newest else (NO_FRAME, None)
+        if trouble is not None:
+            return Reading(trouble.state, frame, beam, cause=trouble.cause)
+        if thread.busy_for > NO_READER_AFTER:
+            return Reading(NO_READER, frame, beam, cause="hung")
+        if newest is None:
+            return Reading(STARTING, frame, beam)
+        if now() - newest.at > self._stale_after():
+            cause = "slow" if newest.read_ms > 1e3 * STALE_AFTER else "silent"
+            return Reading(STALE, frame, beam, cause=cause)
+        return newest.reading
 
-    def _show_waiting(self, name: str, waited: float) -> None:
-        """No frame came: the verdict is withdrawn and the screen says so."""
-        if self._shown is None:
-            self._shown = Reading(STARTING, NO_FRAME, None)
-        elif self._shown.state not in (STARTING, STALE):
-            self._shown = Reading(STALE, self._shown.frame, self._shown.beam)
-        self._show(name, 1e3 * waited)
+    def _trouble(self, capture: Capture) -> Trouble | None:
+        """The capture's trouble, until a frame was read that came after it."""
+        if capture.trouble is not None:
+            self._last_trouble, self._troubled_at = capture.trouble, now()
+        elif self._newest is not None and self._newest.at > self._troubled_at:
+            self._last_trouble = None
+        return self._last_trouble
 
-    def _count(self, reading: Reading) -> None:
-        at = reading.frame.captured_at
-        previous = self._trend[-1][0] if self._trend else at
+    def _stale_after(self) -> float:
+        if len(self._arrivals) < 3:
+            return STALE_AFTER
+        times = list(self._arrivals)
+        period = statistics.median(b - a for a, b in itertools.pairwise(times))
+        return min(max(STALE_AFTER, STALE_FRAMES * period), STALE_AT_LAST)
+
+    def _follow(self, taken: Taken) -> None:
+        """Take a reading into the counts and the trend."""
+        reading, at = taken.reading, taken.reading.frame.captured_at
+        previous = self._newest.reading.frame.captured_at if self._newest else at
         shown = self.seconds_by_state.get(reading.state, 0.0)
         self.seconds_by_state[reading.state] = shown + max(at - previous, 0.0)
-
-    def _follow(self, reading: Reading) -> None:
-        at = reading.frame.captured_at
+        self._arrivals.append(taken.at)
+        self._newest = taken
+        if reading.state == HELD:
+            return
         self._trend.append((at, abnormal_probability(reading, self.bundle.manifest.reads.negative)))
-        while self._trend and self._trend[0][0] < at - TREND_SECONDS:
+        while self._trend[0][0] < at - TREND_SECONDS:
             self._trend.popleft()
 
-    def _show(self, name: str, age_ms: float) -> None:
-        assert self._shown is not None
+    def _show(self, reading: Reading, name: str, delay_ms: float | None, source_badge: str) -> None:
+        slow = "slow-screen" if statistics.median(self._drawing) > SLOW_SCREEN else ""
+        told = self._told if now() < self._told_until else ""
+        badges = (
+            told,
+            self.settings_badge,
+            *self.badges,
+            *self._source_badges,
+            self.runner.badge,
+            source_badge,
+        )
         self.screen = Screen(
-            reading=self._shown,
+            reading=self._held or reading,
             negative=self.bundle.manifest.reads.negative,
             source=name,
-            age_ms=age_ms,
+            age_ms=1e3 * (now() - self._newest.at) if self._newest else 0.0,
             fps=self._rate(),
             trend=tuple(self._trend),
-            overlay=self.overlay,
+            overlay=self.settings.screen.overlay,
             held=self.held,
-            alarm=self.alarm,
-            badges=(*self.badges, *self._source_badges, *filter(None, [self.runner.badge])),
+            alarm=self.alarm or (CONFIG_BROKEN if self.settings_badge == CONFIG_BROKEN else ""),
+            badges=tuple(filter(None, (*badges, slow))),
+            language=self.settings.language,
+            theme=self.settings.screen.theme,
+            delay_ms=delay_ms,
+            window=self.bundle.manifest.reads.verdict.window,
         )
-        self._press(self.display.show(self.screen))
+        began = time.perf_counter()
+        key = self.display.show(self.screen)
+        self._drawing.append(time.perf_counter() - began)
+        self._press(key)
 
     def _rate(self) -> float:
         if len(self._arrivals) < 2:
@@ -175,9 +257,87 @@ class Bedside:
         if key == "q":
             self.quitting = True
         elif key in ("f", " "):
-            self.held = not self.held
+            self._hold_or_go_on()
         elif key == "o":
-            self.overlay = not self.overlay
-        elif key == "s" and self.screen is not None:
-            name = time.strftime("snapshot-%Y%m%d-%H%M%S")
-            print(f"\nsnapshot: {save_snapshot(self.screen, self.snapshots, name)}")
+            self._change_screen(overlay=not self.settings.screen.overlay)
+        elif key == "d":
+            self._change_screen(theme="light" if self.settings.screen.theme == "dark" else "dark")
+        elif key == "s":
+            self._keep_snapshot()
+
+    def _change_screen(self, **what: Any) -> None:
+        self.settings = replace(self.settings, screen=replace(self.settings.screen, **what))
+
+    def _keep_snapshot(self) -> None:
+        assert self.screen is not None, "a key was pressed on it"
+        name = time.strftime("snapshot-%Y%m%d-%H%M%S")
+        try:
+            path = save_snapshot(self.screen, self.snapshots, name)
+        except OSError as error:
+            print(f"\nsnapshot: {error.filename or name}: {error.strerror or error}", file=sys.stderr)
+            self._tell("snapshot-failed")
+        else:
+            print(f"\nsnapshot: {path}")
+            self._tell(f"snapshot-saved {path.name}")
+
+    def _tell(self, badge: str) -> None:
+        """Say something on the screen for a while."""
+        self._told, self._told_until = badge, now() + TOLD_FOR
+
+    def _follow_settings(self) -> None:
+        """Take over what changed in the configuration file, where that can be done while running."""
+        if self.watch is None or now() < self._settings_due:
+            return
+        self._settings_due = now() + SETTINGS_EVERY
+        loaded = self.watch.poll()
+        if loaded is None:
+            return
+        for mistake in loaded.mistakes:
+            print(f"\nsonoglance run: {mistake}", file=sys.stderr)
+        if loaded.mistakes:
+            self.settings_badge = CONFIG_BROKEN
+            return
+        new = loaded.config
+        same = (new.source, new.reader) == (self.watch.first.source, self.watch.first.reader)
+        self.settings_badge = "" if same else "config-restart"
+        self.settings = replace(self.settings, language=new.language, screen=new.screen)
+
+    def _hold_or_go_on(self) -> None:
+        """Keep what is shown, where that is a picture, or go back to the live one."""
+        if self.held:
+            self._held = None
+        elif self.screen is not None and self.screen.reading.state not in NO_PICTURE:
+            self._held = self.screen.reading
+
+    @property
+    def held(self) -> bool:
+        """Whether the user holds the picture."""
+        return self._held is not None
+
+
+class ScreenWatch:
+    """Ends the process when the screen is not drawn any more.
+
+    It counts its own looks, not seconds, so that a machine that slept is not taken for one that hangs.
+    """
+
+    def __init__(self) -> None:
+        self._looks = self._looks_at_last = 0
+        self._closed = threading.Event()
+        threading.Thread(target=self._run, name="screen watch", daemon=True).start()
+
+    def drawn(self) -> None:
+        """The screen has been drawn."""
+        self._looks_at_last = self._looks
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        while not self._closed.wait(DRAW_DEADLINE):
+            self._looks += 1
+            if self._looks - self._looks_at_last > SCREEN_DEADLINE / DRAW_DEADLINE:
+                print(f"\nsonoglance: the screen hangs for {SCREEN_DEADLINE:g} s: ended", file=sys.stderr)
+                # Its thread is stuck in the window system: nothing but the end takes the picture away.
+                os._exit(1)

@@ -15,8 +15,8 @@ from reader.runner import LITERT, ONNX, Runner
 
 EDGETPU, AUTO = "edgetpu", "auto"
 KINDS = (AUTO, LITERT, ONNX, EDGETPU)
-NOT_JUDGED = "ONNX: not the form that the gate judged"
-NO_ACCELERATOR = "no accelerator: reading on the CPU"
+NOT_JUDGED = "onnx-not-judged"
+NO_ACCELERATOR = "no-accelerator"
 
 _log = logging.getLogger(__name__)
 

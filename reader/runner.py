@@ -51,7 +51,7 @@ class LiteRtRunner:
 
         Raises RunnerError without a runtime, BundleError where the graph is not of our kind."""
         interpreter_class, self.name = _interpreter_class()
-        self.badge = "" if self.name == LITERT else f"slow runtime: {self.name} stands in for LiteRT"
+        self.badge = "" if self.name == LITERT else f"slow-runtime {self.name}"
         self.golden_set, self.unit = "xnnpack" if self.name == LITERT else "builtin", "steps"
         try:
             self._interpreter = interpreter_class(model_content=model, num_threads=threads)
@@ -114,7 +114,7 @@ class OnnxRunner:
         taken = GRAPHICS_PROVIDERS.get(provider, "CPU")
         self.name, self.badge = f"onnx {taken}", ""
         if offered and provider != offered[0]:
-            self.badge = f"{GRAPHICS_PROVIDERS[offered[0]]} does not work here: reading on {taken}"
+            self.badge = f"onnx-fallback {GRAPHICS_PROVIDERS[offered[0]]} {taken}"
         source = _single(self._session.get_inputs(), where, "input")
         target = _single(self._session.get_outputs(), where, "output")
         if source.type != "tensor(uint8)" or not _one_picture(source.shape):

@@ -101,13 +101,13 @@ def check_trust(bundle: Bundle, folder: Path | None = None) -> Trust:
     if signer is None:
         if keys:
             raise BundleError(f"{path}: unsigned; this machine wants a signature by {_names(keys)}")
-        return Trust(f"unsigned bundle{ACCEPTED}", "unsigned bundle")
+        return Trust(f"unsigned bundle{ACCEPTED}", "unsigned")
     if keys:
         raise BundleError(
             f"{path}: signed by a key that is not trusted here ({fingerprint(signer)}); "
             f"this machine wants a signature by {_names(keys)}"
         )
-    return Trust(f"unknown signer ({fingerprint(signer)}){ACCEPTED}", "unknown signer")
+    return Trust(f"unknown signer ({fingerprint(signer)}){ACCEPTED}", "unknown-signer")
 
 
 def trusted_keys(folder: Path | None = None) -> dict[bytes, str]:

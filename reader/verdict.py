@@ -148,12 +148,12 @@ class VerdictTracker:
     def _judge(self, score: Float) -> str:
         abnormal = 1.0 - float(score[self._negative])
         back = self._rule.hysteresis
-        held = self._gravity(self._state) if not self._fresh else -1
+        held = -1 if self._fresh else self._gravity(self._state)
         if abnormal >= self._rule.abnormal_from - (back if held == 2 else 0.0):
             others = score.copy()
             others[self._negative] = -1.0
             return self._labels[int(np.argmax(others))]
-        if abnormal < self._rule.normal_below - (back if held == 1 else 0.0):
+        if abnormal < self._rule.normal_below - (back if held >= 1 else 0.0):
             return self._labels[self._negative]
         return UNCERTAIN
 

@@ -46,9 +46,14 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def sonoglance() -> Command:
     """The command as a user calls it: a process of its own."""
 
-    def call(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def call(
+        *arguments: object, timeout: float = 300, state: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "sonoglance", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+        environment = os.environ | ({"SONOGLANCE_STATE": str(state)} if state else {})
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment
+        )
 
     return call
 

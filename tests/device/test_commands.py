@@ -192,3 +192,30 @@ def test_the_device_side_never_imports_tensorflow() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ)
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_configuration_runs_the_box_and_a_broken_one_does_not_stop_it(
+    sonoglance: Command, phantom_clip: Path, phantom_bundle: Bundle, tmp_path: Path
+) -> None:
+    file, results = tmp_path / "box.toml", tmp_path / "r.jsonl"
+    state = f'[state]\nfolder = "{tmp_path}"\n'
+    good = f'[source]\ndevice = "{phantom_clip}"\n[reader]\nbundle = "{phantom_bundle.path}"\n{state}'
+    arguments = ["run", "--config", file, "--display", "none", "--pace", "max", "--results", results]
+    for content in (good, good + "[screen]\ntheme = 3\n"):
+        file.write_text(content)
+        done = sonoglance(*arguments, state=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert len(lines(results)) == 100
+        results.unlink()
+    assert f"{file}:8: screen.theme 3: must be one of" in done.stderr
+
+
+def test_a_clip_that_changes_size_midway_is_read_to_its_end(sonoglance: Command, tmp_path: Path) -> None:
+    parts = [write_clip(tmp_path / f"{crop}.avi", "normal", 1.0, crop=crop) for crop in (False, True)]
+    whole = tmp_path / "whole.avi"
+    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    done = sonoglance(
+        "run", "--source", whole, "--display", "none", "--pace", "max", "--results", tmp_path / "r"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "r")) == 50

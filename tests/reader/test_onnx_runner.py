@@ -81,7 +81,7 @@ def test_a_graphics_provider_that_does_not_work_is_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
     with pytest.warns(UserWarning, match="not in available provider names"):
         runner = OnnxRunner(doubling(), 1, "doubling.onnx")
-    assert (runner.name, runner.badge) == ("onnx CPU", "TensorRT does not work here: reading on CPU")
+    assert (runner.name, runner.badge) == ("onnx CPU", "onnx-fallback TensorRT CPU")
     assert runner.class_map(np.ones((4, 5, 3), np.uint8)).max() == 2
 
 
