@@ -9,9 +9,9 @@ import sys
 COMMANDS = {
     "run": ("device.commands", "read a clip, folder, capture device or the phantom"),
     "demo": ("device.commands", "the bedside reader on the built-in phantom"),
-    "setup": ("device.settings_commands", "the first hour with a scanner: source, beam, levels, delay"),
-    "scanner": ("device.settings_commands", "list, show, export, import or remove scanner profiles"),
-    "config": ("device.settings_commands", "show or check the configuration"),
+    "setup": ("device.settings.commands", "the first hour with a scanner: source, beam, levels, delay"),
+    "scanner": ("device.settings.commands", "list, show, export, import or remove scanner profiles"),
+    "config": ("device.settings.commands", "show or check the configuration"),
     "bundle": ("device.commands", "show, verify or sign a model bundle"),
     "bench": ("device.commands", "measure how fast a bundle reads, or how late the screen is, here"),
     "soak": ("device.soak", "hours of simulated scanning with accidents, in minutes"),

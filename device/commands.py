@@ -14,7 +14,14 @@ from pathlib import Path
 from types import FrameType
 
 from device.bench import measure, report
-from device.config import (
+from device.capture.devices import grabber_name
+from device.capture.sources import V4L2, PhantomSource, Source, open_sources
+from device.loop import CONFIG_BROKEN, Bedside
+from device.results import Results
+from device.runners import KINDS, open_runner
+from device.screen.displays import open_display, save_snapshot
+from device.screen_delay import measure_screen, screen_report
+from device.settings.config import (
     DISPLAYS,
     LANGUAGES,
     THEMES,
@@ -24,14 +31,7 @@ from device.config import (
     config_path,
     load_config,
 )
-from device.devices import grabber_name
-from device.displays import open_display, save_snapshot
-from device.loop import CONFIG_BROKEN, Bedside
-from device.results import Results
-from device.runners import KINDS, open_runner
-from device.scanners import fits, load_profile
-from device.screen_delay import measure_screen, screen_report
-from device.sources import V4L2, PhantomSource, Source, open_sources
+from device.settings.scanners import fits, load_profile
 from reader.bundle import DEFAULT_BUNDLE, ONNX_INT8, Bundle, load_bundle
 from reader.bundle import ONNX as ONNX_FILE
 from reader.errors import ClipError

@@ -2,9 +2,9 @@
 
 SonoglanceError
 ├── SourceError (also OSError)           a source cannot be opened, or is gone
-│   └── CaptureError                     why a grabber gives no picture now (device.driver)
-├── ProfileError (also ValueError)       a scanner profile is damaged or taken (device.scanners)
-├── SetupError (also RuntimeError)       a scanner cannot be set up as asked (device.setup)
+│   └── CaptureError                     why a grabber gives no picture now (device.capture.driver)
+├── ProfileError (also ValueError)       a scanner profile is damaged or taken (device.settings.scanners)
+├── SetupError (also RuntimeError)       a scanner cannot be set up as asked (device.settings.setup)
 ├── DisplayError (also RuntimeError)     no screen can be reached
 └── AcceleratorError (also RuntimeError) an accelerator cannot be used, or was lost
 """

@@ -1,7 +1,7 @@
 """The bedside loop: what the screen shows, and when it may not show it any longer.
 
 Capture, reading and drawing go on beside each other and watch each other: a capture that hangs is
-started anew (``device.grabber``), a reader that hangs is named on the screen, and a screen that hangs
+started anew (``device.capture.grabber``), a reader that hangs is named on the screen, and a screen that hangs
 ends the process, because a picture that nobody can change must not stay.
 """
 
@@ -21,15 +21,15 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from device.capture import Arrived, Capture, Trouble
+from device.capture.live import Arrived, Capture, Trouble
+from device.capture.sources import Source
 from device.clock import now
-from device.config import Config, ConfigWatch, load_config
-from device.displays import Display, save_snapshot
 from device.errors import SourceError
 from device.reading import HELD, FrameReader, ReadingThread, Taken
 from device.results import Results
-from device.screen import NO_PICTURE, TREND_SECONDS, Screen, abnormal_probability
-from device.sources import Source
+from device.screen.displays import Display, save_snapshot
+from device.screen.drawing import NO_PICTURE, TREND_SECONDS, Screen, abnormal_probability
+from device.settings.config import Config, ConfigWatch, load_config
 from reader.bundle import Bundle
 from reader.clips import Frame
 from reader.reader import Reader, Reading

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from device.capture import Arrived, Capture
+from device.capture.live import Arrived, Capture
 from device.clock import now
 from device.results import Results
 from reader.reader import Reader, Reading

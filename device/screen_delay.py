@@ -26,10 +26,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from device.capture.simulated import CodedFrames, encoded
 from device.clock import now
 from device.errors import DisplayError
-from device.screen import HEIGHT, WIDTH, Screen, draw
-from device.simulated import CodedFrames, encoded
+from device.screen.drawing import HEIGHT, WIDTH, Screen, draw
 from reader.beam import Beam, find_beam
 from reader.clips import Frame
 from reader.phantom import Act, Phantom

@@ -23,16 +23,16 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from device.capture import Arrived, Capture
+from device.capture.grabber import GrabberSpec
+from device.capture.live import Arrived, Capture
+from device.capture.simulated import Accident, TroubledScanner, schedule, store_acts
+from device.capture.sources import DeviceSource
 from device.clock import now
-from device.displays import Display, open_display
-from device.grabber import GrabberSpec
 from device.loop import Bedside
 from device.results import Results
 from device.runners import open_runner
-from device.screen import Screen
-from device.simulated import Accident, TroubledScanner, schedule, store_acts
-from device.sources import DeviceSource
+from device.screen.displays import Display, open_display
+from device.screen.drawing import Screen
 from reader.bundle import DEFAULT_BUNDLE, load_bundle
 from reader.runner import LITERT
 
@@ -173,7 +173,7 @@ def _soak(seconds: float, count: int, seed: int, display: str) -> dict[str, Any]
         record, inventory = Record(open_display(display), bar), Inventory()
         bedside = Bedside(bundle, runner, record, Results(Path(os.devnull)), Path(name))
         device = TroubledScanner.device(frames, seed, seconds, count, record.began)
-        spec = GrabberSpec(device, *SIZE, RATE, f"device.simulated:{TroubledScanner.__name__}")
+        spec = GrabberSpec(device, *SIZE, RATE, f"device.capture.simulated:{TroubledScanner.__name__}")
         stop = threading.Timer(seconds, lambda: setattr(bedside, "quitting", True))
         stop.start()
         try:

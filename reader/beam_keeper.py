@@ -15,36 +15,63 @@ Image = NDArray[np.uint8]
 
 SETTLE_AT = (0.5, 1.0, 2.0, 4.0)
 """Seconds after the first frame at which the beam is looked for again; then it is settled."""
-SETTLE_EVERY = 0.2
-"""Seconds between the frames that the beam is settled on."""
+GATHER_EVERY = 0.2
+"""Seconds between the frames in which the beam is settled and text is looked for."""
 LOOK_AGAIN = 0.4
 """Seconds between searches while there is no beam, or while its edge has faded."""
+SEARCH_EVERY = 0.1
+"""Seconds between the frames of one such search."""
 DOUBTED_FOR = 1.5
 """Seconds after the signal came back for which the beam is looked for again."""
+TEXT_EVERY = 4.0
+"""Seconds of frames in which text is looked for, over and over."""
+TEXT_FRAMES = 10
+"""Least number of frames for that: two seconds' worth."""
 SAME_BEAM = 0.7
 """Intersection over union from which two outlines are the same scanner setting."""
 SURE_OVERLAP = 0.9
 """Intersection over union from which two searches found the same new outline."""
+SAME_DOWN_TO = 0.85
+"""Intersection over union with the upper part of the beam from which an outline is that upper part."""
 GEOMETRY_SHOWN = 1.0
 """Seconds for which a changed geometry is shown before reading goes on in the new beam."""
 
+MOVED, RESIZED = "beam", "size"
+TEXT_IN_BEAM, PROFILE_MISFIT, DUAL_VIEW = "text-in-beam", "profile-misfit", "dual-view"
+
 
 class BeamKeeper:
-    """Holds the beam: first guess from one frame, settled over seconds, noticed when it moves."""
+    """Holds the beam: first guess from one frame, settled over seconds, noticed when it moves.
+
+    ``beam`` and ``preprocessor``: as known so far, None without one. ``changed``: whether this frame
+    brought another beam. ``cause``: why the geometry changed last, ``beam`` or ``size``. ``notes``:
+    any of ``text-in-beam``, ``profile-misfit``, ``dual-view``.
+    """
 
     def __init__(self, specification: Specification, beam: Beam | None) -> None:
+        """``beam``: from a scanner profile or a survey; it stays unless the picture is against it."""
         self._size, self._whole = specification.size, specification.beam == "whole"
         self.beam: Beam | None = None
         self.preprocessor: Preprocessor | None = None
         self.changed = False
+        self.cause = ""
+        self._noted: set[str] = set()
         self._finder = BeamFinder()
         self._edge: _Edge | None = None
         self._suspect: Beam | None = None
         self._due: list[float] = []
         self._gathered_at = self._searched_at = self._changed_at = -1e9
+        self._watched_from: float | None = None
+        self._searching = False
         self._doubted_at: float | None = -1e9
+        self._unproven = beam is not None and not self._whole
         if beam is not None:
             self._take(beam)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the picture suffers from although the beam is known, in the order of the alphabet."""
+        return tuple(sorted(self._noted))
 
     def doubt(self) -> None:
         """The picture went away: what comes back may be another scanner or setting."""
@@ -55,16 +82,27 @@ class BeamKeeper:
         self.changed = False
         at, image = frame.captured_at, frame.image
         if self.beam is not None and self.beam.size != (image.shape[1], image.shape[0]):
-            self.beam = self.preprocessor = None
-            self._changed_at, self.changed, self._searched_at = at, True, -1e9
+            self._lose(at)
         if self.beam is None:
             self._first_guess(frame)
         elif self._due:
             self._settle(frame)
-        elif self._edge is not None and (self._doubted(at) or self._edge.faded(image)):
-            self._search_again(frame)
+        elif self._edge is not None and not frame.still:
+            if self._unproven or self._doubted(at) or self._edge.faded(image):
+                self._search_again(frame)
+            else:
+                self._watch_for_text(frame)
         shown = self.beam is not None and 0 <= at - self._changed_at < GEOMETRY_SHOWN
         return GEOMETRY_CHANGED if shown and not frame.still else None
+
+    def _lose(self, at: float) -> None:
+        """The picture has another size: nothing that was known holds."""
+        self.beam = self.preprocessor = None
+        self._noted = {PROFILE_MISFIT} if self._unproven else set()
+        self._unproven = False
+        self._due = []
+        self._changed_at, self.changed, self.cause, self._searched_at = at, True, RESIZED, -1e9
+        self._finder.reset()
 
     def _doubted(self, at: float) -> bool:
         if self._doubted_at is None:
@@ -83,43 +121,87 @@ class BeamKeeper:
             found = self._finder.beam()
             if found is not None:
                 self._take(found)
-                self._due = [] if frame.still else [at + later for later in SETTLE_AT]
-                self._gathered_at = at
+                self._settle_later(frame)
+
+    def _settle_later(self, frame: Frame) -> None:
+        self._due = [] if frame.still else [frame.captured_at + later for later in SETTLE_AT]
+        self._gathered_at = frame.captured_at
 
     def _settle(self, frame: Frame) -> None:
         at = frame.captured_at
-        if at - self._gathered_at >= SETTLE_EVERY:
-            self._finder.add(frame.image)
-            self._gathered_at = at
+        self._gather(frame, GATHER_EVERY)
         if at < self._due[0]:
             return
         self._due.pop(0)
         found = self._finder.beam()
         if found is not None and self.beam is not None and overlap(found, self.beam) < 0.98:
             self._take(found)
+        self._note(DUAL_VIEW, self._finder.dual)
+        if not self._due:
+            self._look_for_text()
+
+    def _gather(self, frame: Frame, every: float) -> None:
+        if not 0 <= frame.captured_at - self._gathered_at < every:
+            self._finder.add(frame.image)
+            self._gathered_at = frame.captured_at
 
     def _search_again(self, frame: Frame) -> None:
+        """Gather frames for a moment, then look: a live beam shows itself by moving."""
         at = frame.captured_at
+        if not self._searching:
+            self._finder.reset()
+            self._searching, self._searched_at, self._watched_from = True, at, None
+        self._gather(frame, SEARCH_EVERY)
         if 0 <= at - self._searched_at < LOOK_AGAIN:
             return
-        self._searched_at = at
-        self._finder.reset()
-        self._finder.add(frame.image)
+        self._searching = False
         found, suspect = self._finder.beam(), self._suspect
         self._suspect = None
-        if found is None or self.beam is None or overlap(found, self.beam) >= SAME_BEAM:
+        if found is None or self.beam is None:
+            return
+        if overlap(found, self.beam) >= SAME_BEAM or _upper_part(found, self.beam):
+            self._unproven = False
             return
         # One poor frame can mislead a search; two searches that agree are believed.
         self._suspect = found
         if suspect is not None and overlap(found, suspect) >= SURE_OVERLAP:
+            self._noted = {PROFILE_MISFIT} if self._unproven else set()
             self._take(found)
-            self._changed_at, self._suspect = at, None
-            self._due, self._gathered_at = [at + later for later in SETTLE_AT], at
+            self._changed_at, self.cause, self._suspect = at, MOVED, None
+            self._unproven = False
+            self._settle_later(frame)
+
+    def _watch_for_text(self, frame: Frame) -> None:
+        at = frame.captured_at
+        self._searching, self._suspect = False, None
+        if self._watched_from is None or at < self._watched_from:
+            self._finder.reset()
+            self._watched_from = at
+        self._gather(frame, GATHER_EVERY)
+        if at - self._watched_from >= TEXT_EVERY:
+            self._look_for_text()
+
+    def _look_for_text(self) -> None:
+        self._watched_from = None
+        if self.beam is not None and self._finder.frames >= TEXT_FRAMES:
+            self._note(TEXT_IN_BEAM, self._finder.text_within(self.beam))
+
+    def _note(self, name: str, holds: bool) -> None:
+        self._noted = self._noted | {name} if holds else self._noted - {name}
 
     def _take(self, beam: Beam) -> None:
         self.beam, self.changed = beam, True
         self.preprocessor = Preprocessor(beam, self._size)
         self._edge = None if self._whole else _Edge(beam)
+
+
+def _upper_part(found: Beam, beam: Beam) -> bool:
+    """Whether an outline is the beam again, but not down to its foot: what is left of a beam in air,
+    where only the near field rings."""
+    inside, whole = found.mask() > 0, beam.mask() > 0
+    foot = found.bounds[3]
+    whole[foot:] = False
+    return float((inside & whole).sum()) >= SAME_DOWN_TO * float((inside | whole).sum())
 
 
 class _Edge:

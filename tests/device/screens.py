@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from device.screen import HEIGHT, WIDTH, Screen, draw
-from device.words import languages
+from device.screen.drawing import HEIGHT, WIDTH, Screen, draw
+from device.screen.words import languages
 from reader.beam import find_beam
 from reader.clips import Frame
 from reader.phantom import Phantom

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from device.capture.driver import CaptureError, GrabberSpec, Mode, Picture
 from device.clock import now
-from device.driver import CaptureError, GrabberSpec, Mode, Picture
 from reader.phantom import Act, Phantom
 
 RATE = 25.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device.driver import CaptureError, GrabberSpec, Mode, Picture
+from device.capture.driver import CaptureError, GrabberSpec, Mode, Picture
 
 
 class ScriptedDriver:

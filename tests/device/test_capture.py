@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from device.capture import PacedCapture
-from device.displays import Nowhere
+from device.capture.live import PacedCapture
+from device.capture.sources import FileSource, open_sources
 from device.loop import Bedside
 from device.results import Results
-from device.screen import Screen
-from device.sources import FileSource, open_sources
+from device.screen.displays import Nowhere
+from device.screen.drawing import Screen
 from reader.bundle import Bundle
 
 

@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from device import config as configuration
-from device import screen
-from device.config import FACTS, ConfigWatch, config_path, load_config, read_config, reference, to_toml
-from device.scanners import save_profile
+from device.screen import drawing as screen
+from device.settings import config as configuration
+from device.settings.config import (
+    FACTS,
+    ConfigWatch,
+    config_path,
+    load_config,
+    read_config,
+    reference,
+    to_toml,
+)
+from device.settings.scanners import save_profile
 from device.state import default_state_folder, write_whole
 from reader.bundle import DEFAULT_BUNDLE
 from tests.conftest import ROOT, Command
@@ -390,5 +398,5 @@ def test_config_check_and_show_as_a_user_calls_them(sonoglance: Command, tmp_pat
 
 def test_the_docs_reference_is_the_table_of_facts() -> None:
     docs = (ROOT / "docs" / "setup.md").read_text(encoding="utf-8")
-    hint = f"{sys.executable} -c 'from device.config import reference; print(reference())'"
+    hint = f"{sys.executable} -c 'from device.settings.config import reference; print(reference())'"
     assert reference() in docs, f"the reference in docs/setup.md is old; put in what this prints: {hint}"

@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
-from device import grabber as grabber_module
-from device.capture import Arrived, Capture
+from device.capture import grabber as grabber_module
+from device.capture.devices import find_device
+from device.capture.driver import CaptureError, GrabberSpec, Mode
+from device.capture.grabber import Grabber
+from device.capture.grabber_child import SLOTS, Ring
+from device.capture.live import Arrived, Capture
+from device.capture.v4l2 import decode
 from device.child_process import ChildProcess
-from device.devices import find_device
-from device.driver import CaptureError, GrabberSpec, Mode
-from device.grabber import Grabber
-from device.grabber_child import SLOTS, Ring
-from device.v4l2 import decode
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTED = "tests.device.scripted_driver:ScriptedDriver"
@@ -114,7 +114,7 @@ def test_frames_arrive_whole_while_they_are_overwritten(tmp_path: Path) -> None:
 def test_a_slot_that_is_being_copied_is_never_written() -> None:
     ring = Ring((4, 4))
     program = (
-        "import fcntl; from device.grabber_child import Ring\n"
+        "import fcntl; from device.capture.grabber_child import Ring\n"
         f"with Ring((4, 4), {ring.descriptor})._locked(1, fcntl.LOCK_SH):\n"
         "    print('locked', flush=True); input()"
     )
@@ -326,7 +326,7 @@ def test_what_is_not_there_is_unplugged(name: str) -> None:
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "order").write_text("go")
     program = (
-        "from device.grabber import *\n"
+        "from device.capture.grabber import *\n"
         f"grabber = Grabber(GrabberSpec({str(tmp_path)!r}, 320, 200, 30, {SCRIPTED!r}))\n"
         "while grabber.take(1.0) is None: pass\n"
         "print('frames', flush=True)\n"

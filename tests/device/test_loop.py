@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device.config import ConfigWatch, load_config
-from device.displays import Nowhere
-from device.driver import GrabberSpec
+from device.capture.driver import GrabberSpec
+from device.capture.sources import DeviceSource
 from device.errors import SourceError
 from device.loop import Bedside
 from device.results import Results
-from device.screen import Screen
+from device.screen.displays import Nowhere
+from device.screen.drawing import Screen
 from device.screen_delay import virtual_screen
-from device.sources import DeviceSource
+from device.settings.config import ConfigWatch, load_config
 from reader.bundle import Bundle
 from reader.runner import Runner
 from tests.conftest import ROOT

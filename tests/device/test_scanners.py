@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from device.scanners import (
+from device.settings.commands import scanner
+from device.settings.scanners import (
     ProfileError,
     ScannerProfile,
     export_profile,
@@ -22,7 +23,6 @@ from device.scanners import (
     remove_profile,
     save_profile,
 )
-from device.settings_commands import scanner
 from reader.beam import Beam
 from tests.conftest import Command
 

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
-from device import screen as module
-from device.displays import Terminal, framed, open_display, screen_reachable
 from device.errors import DisplayError
-from device.screen import (
+from device.screen import drawing as module
+from device.screen.displays import Terminal, framed, open_display, screen_reachable
+from device.screen.drawing import (
     ABNORMAL,
     ALARM,
     BUTTONS,
@@ -42,7 +42,7 @@ from device.screen import (
     fitted,
     shown_state,
 )
-from device.words import languages, load_words, placeholders
+from device.screen.words import languages, load_words, placeholders
 from reader.beam import find_beam
 from reader.bundle import Bundle
 from reader.clips import Frame
@@ -526,7 +526,7 @@ def test_the_window_shows_the_screen_and_takes_touch_and_keys_on_a_real_x_server
 
 SHOW = """
 import sys
-from device.displays import open_display
+from device.screen.displays import open_display
 from tests.device.test_screen import screen
 window = open_display("window", fullscreen=True)
 key = ""

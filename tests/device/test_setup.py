@@ -14,12 +14,21 @@ import cv2
 import numpy as np
 import pytest
 
-from device.devices import CaptureNode, capture_nodes, grabber_name
-from device.grabber_delay import delay_of, pattern
-from device.outline import Correction, convex, corners, linear, moved, parsed, resized, with_corner_at
-from device.scanners import load_profile, outline_fault
-from device.settings_commands import setup
-from device.setup import LevelRange
+from device.capture.devices import CaptureNode, capture_nodes, grabber_name
+from device.settings.commands import setup
+from device.settings.grabber_delay import delay_of, pattern
+from device.settings.outline import (
+    Correction,
+    convex,
+    corners,
+    linear,
+    moved,
+    parsed,
+    resized,
+    with_corner_at,
+)
+from device.settings.scanners import load_profile, outline_fault
+from device.settings.setup import LevelRange
 from reader.beam import Beam, find_beam
 from reader.beam_keeper import overlap
 from reader.errors import SonoglanceError
@@ -383,10 +392,10 @@ LOOP = """
 import json, sys, threading, time, os
 from collections import deque
 from pathlib import Path
-from device.capture import Arrived
+from device.capture.live import Arrived
 from device.clock import now
-from device.grabber_delay import measure_delay
-from device.setup import SetupWindow
+from device.settings.grabber_delay import measure_delay
+from device.settings.setup import SetupWindow
 from reader.clips import Frame
 from tests.device.test_setup import picture_of
 

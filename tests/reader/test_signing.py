@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import device.commands
 import reader.signing
-from device.displays import Nowhere
-from device.screen import Screen
+from device.screen.displays import Nowhere
+from device.screen.drawing import Screen
 from reader.bundle import (
     CHECKSUMS,
     DEFAULT_BUNDLE,

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from linuxpy.video.device import Device
 
-from device import grabber as grabber_module
-from device.capture import Arrived
+from device.capture import grabber as grabber_module
+from device.capture.devices import find_device
+from device.capture.driver import CaptureError, GrabberSpec
+from device.capture.grabber import Grabber
+from device.capture.live import Arrived
+from device.capture.v4l2 import V4l2Driver
 from device.clock import now
-from device.devices import find_device
-from device.driver import CaptureError, GrabberSpec
-from device.grabber import Grabber
-from device.v4l2 import V4l2Driver
 from tests.vm.usb_grabber import UsbGrabber
 
 LIMIT = 30.0

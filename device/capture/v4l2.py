@@ -30,9 +30,9 @@ from linuxpy.video.device import (
     VideoCapture,
 )
 
+from device.capture.devices import find_device
+from device.capture.driver import SLOW, CaptureError, GrabberSpec, Image, Mode, Picture
 from device.clock import now
-from device.devices import find_device
-from device.driver import SLOW, CaptureError, GrabberSpec, Image, Mode, Picture
 
 PACKED: dict[str, tuple[int, int | None]] = {
     "YUYV": (2, cv2.COLOR_YUV2BGR_YUYV),

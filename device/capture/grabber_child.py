@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from device.capture.driver import CaptureError, Driver, GrabberSpec, Image, Picture
 from device.child_process import die_with_parent
 from device.clock import now
-from device.driver import CaptureError, Driver, GrabberSpec, Image, Picture
 
 SLOTS = 4
 HEADER = mmap.PAGESIZE
@@ -199,7 +199,7 @@ def _words(trouble: CaptureError) -> tuple[str, str, str]:
 
 
 def main() -> None:
-    """The child's start, as ``device.grabber.Grabber`` calls it."""
+    """The child's start, as ``device.capture.grabber.Grabber`` calls it."""
     die_with_parent()
     spec, wire = json.loads(sys.argv[1])
     with contextlib.suppress(ConnectionError):  # the parent is gone, or has done with us

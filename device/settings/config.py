@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from device.runners import AUTO, KINDS
-from device.scanners import NAME, profile_path
-from device.screen import THEMES as SCREEN_THEMES
+from device.screen.drawing import THEMES as SCREEN_THEMES
+from device.screen.words import languages
+from device.settings.scanners import NAME, profile_path
 from device.state import default_state_folder, write_whole
-from device.words import languages
 from reader.bundle import DEFAULT_BUNDLE
 
 if sys.version_info >= (3, 11):

@@ -12,7 +12,7 @@ from device.errors import SourceError
 
 Image = NDArray[np.uint8]
 
-V4L2 = "device.v4l2:V4l2Driver"
+V4L2 = "device.capture.v4l2:V4l2Driver"
 SLOW = 0.95
 """The share of the frame rate asked for that still counts as that rate: 29.97 is 30."""
 
@@ -61,7 +61,7 @@ class Picture:
 
 
 class CaptureError(SourceError):
-    """Why no picture comes now. ``state`` and ``cause`` as in ``device.capture.Trouble``.
+    """Why no picture comes now. ``state`` and ``cause`` as in ``device.capture.live.Trouble``.
 
     After ``no-device`` the driver is closed and opened anew; after any other state it is asked again.
     """

@@ -10,7 +10,7 @@ from device.clock import now
 from reader.clips import Frame
 
 if TYPE_CHECKING:
-    from device.sources import Source
+    from device.capture.sources import Source
 
 JOIN_DEADLINE = 2.0
 """Seconds to wait for the capture thread to end."""

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from device.capture import Arrived, Trouble
+from device.capture.driver import GrabberSpec, Mode
+from device.capture.grabber_child import STARTING, Ring
+from device.capture.live import Arrived, Trouble
 from device.child_process import ChildProcess
 from device.clock import now
-from device.driver import GrabberSpec, Mode
-from device.grabber_child import STARTING, Ring
 from reader.clips import Frame
 
 __all__ = ["Grabber", "GrabberSpec"]
@@ -202,7 +202,7 @@ class _Life:
         self.wire, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             job = json.dumps([asdict(spec), theirs.fileno()])
-            self.process = ChildProcess("device.grabber_child", job, [theirs.fileno()])
+            self.process = ChildProcess("device.capture.grabber_child", job, [theirs.fileno()])
         self.ring: Ring | None = None
         self.frames_before = frames_before
         self.counts: Counter[str] = Counter()

@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from device.capture.driver import CaptureError, GrabberSpec, Mode, Picture
 from device.clock import now
-from device.driver import CaptureError, GrabberSpec, Mode, Picture
 from reader.phantom import Act, Phantom
 
 Image = NDArray[np.uint8]

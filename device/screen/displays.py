@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from device.clock import now
 from device.errors import DisplayError
-from device.screen import (
+from device.screen.drawing import (
     HEIGHT,
     KEYS,
     NO_READING,
@@ -28,7 +28,7 @@ from device.screen import (
     resized,
     shown_state,
 )
-from device.words import load_words
+from device.screen.words import load_words
 
 Image = NDArray[np.uint8]
 

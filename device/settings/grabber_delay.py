@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from device.capture import Capture
+from device.capture.live import Capture
 from device.clock import now
 
 HOLDS = (0.35, 0.80)

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from device.capture import Capture
-from device.config import Config, config_path, load_config, read_config, to_toml
-from device.devices import V4L2, capture_nodes, grabber_name
-from device.displays import screen_reachable
-from device.grabber import Grabber
-from device.grabber_delay import SECONDS as PATTERN_SECONDS
-from device.grabber_delay import measure_delay
-from device.outline import parsed, written
-from device.scanners import (
+from device.capture.devices import V4L2, capture_nodes, grabber_name
+from device.capture.grabber import Grabber
+from device.capture.live import Capture
+from device.capture.sources import open_sources
+from device.screen.displays import screen_reachable
+from device.settings.config import Config, config_path, load_config, read_config, to_toml
+from device.settings.grabber_delay import SECONDS as PATTERN_SECONDS
+from device.settings.grabber_delay import measure_delay
+from device.settings.outline import parsed, written
+from device.settings.scanners import (
     ScannerProfile,
     export_profile,
     import_profile,
@@ -31,8 +32,7 @@ from device.scanners import (
     remove_profile,
     save_profile,
 )
-from device.setup import LevelRange, SetupError, SetupWindow, correct_by_hand, find, wait_for_picture
-from device.sources import open_sources
+from device.settings.setup import LevelRange, SetupError, SetupWindow, correct_by_hand, find, wait_for_picture
 from reader.beam import Beam
 
 Image = NDArray[np.uint8]

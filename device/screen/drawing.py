@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from device.illustrations import FAULT as FAULT_SHAPE
-from device.illustrations import illustration
-from device.words import Words, load_words
+from device.screen.illustrations import FAULT as FAULT_SHAPE
+from device.screen.illustrations import illustration
+from device.screen.words import Words, load_words
 from reader.beam import Beam
 from reader.reader import WITHDRAW_AFTER, Reading
 

@@ -9,9 +9,9 @@ from urllib.parse import parse_qsl
 
 import cv2
 
-from device.capture import Capture, PacedCapture
+from device.capture.grabber import Grabber, GrabberSpec
+from device.capture.live import Capture, PacedCapture
 from device.errors import SourceError
-from device.grabber import Grabber, GrabberSpec
 from reader.beam import Beam
 from reader.clips import SUFFIXES, Frame, Survey, check_file, is_still, read_frames, survey_clip
 from reader.phantom import RATE, Phantom
@@ -160,8 +160,8 @@ class DeviceSource:
 
 
 def _simulated(query: str) -> DeviceSource:
-    """A grabber of ``device.simulated`` by its name, mode and what it needs to know."""
+    """A grabber of ``device.capture.simulated`` by its name, mode and what it needs to know."""
     factory, _, asked = query.partition("?")
     mode = dict(parse_qsl(asked))
     size = int(mode["width"]), int(mode["height"]), int(mode["rate"])
-    return DeviceSource(GrabberSpec(asked, *size, driver=f"device.simulated:{factory}"), drawn=True)
+    return DeviceSource(GrabberSpec(asked, *size, driver=f"device.capture.simulated:{factory}"), drawn=True)

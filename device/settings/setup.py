@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from device.capture import Capture
+from device.capture.live import Capture
 from device.clock import now
-from device.displays import screen_reachable
 from device.errors import DisplayError
-from device.outline import Correction, convex, corners, linear, moved, placed, resized
-from device.words import Words, load_words
+from device.screen.displays import screen_reachable
+from device.screen.words import Words, load_words
+from device.settings.outline import Correction, convex, corners, linear, moved, placed, resized
 from reader.beam import Beam, BeamFinder, find_beam, gray
 from reader.clips import Frame
 from reader.errors import SonoglanceError

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from device.driver import CaptureError
+from device.capture.driver import CaptureError
 
 VIDEO_CLASS, DEVICES = Path("/sys/class/video4linux"), Path("/dev")
 PLUGS = DEVICES / "v4l" / "by-path"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from device.scanners import outline_fault
+from device.settings.scanners import outline_fault
 from reader.beam import Beam
 
 Points = NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""The configuration, the scanners' profiles, and the first hour with a scanner."""

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from reader.beam import Beam
+from reader.beam_keeper import BeamKeeper, overlap
+from reader.bundle import Bundle, Specification
+from reader.clips import Frame, read_frames
+from reader.phantom import Act, Phantom
+
+RATE = 15.0
+TRUTH = {
+    entry["path"]: entry for entry in json.loads((Path(__file__).parent / "beam_truth.json").read_text())
+}
+CLIPS = ("blues/patient_1_L1.mp4", "pocus/convex-Reg-pat1Image-132943.mpeg")
+LINEAR = "pocus/linear-Cov-Atlas-pleural.mp4"
+
+
+@pytest.fixture
+def reads(default_bundle: Bundle) -> Specification:
+    return default_bundle.manifest.reads
+
+
+@functools.cache
+def _images(path: Path) -> tuple[np.ndarray, ...]:
+    images = []
+    for frame in read_frames(path):
+        images.append(frame.image)
+        if len(images) == 60:
+            break
+    return tuple(images)
+
+
+def _screens(
+    path: Path,
+    left: int,
+    top: int,
+    side: int,
+    start: float,
+    seconds: float,
+    size: tuple[int, int] = (1280, 720),
+) -> Iterator[Frame]:
+    """The clip, to and fro, at a place on a scanner's screen."""
+    images = _images(path)
+    for i in range(round(seconds * RATE)):
+        place = i % (2 * len(images) - 2)
+        image = images[min(place, 2 * len(images) - 2 - place)]
+        screen = np.full((size[1], size[0], 3), 6, np.uint8)
+        cv2.putText(screen, "DOE, JANE  LUNG", (20, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (220, 220, 220), 2)
+        screen[top : top + side, left : left + side] = cv2.resize(image, (side, side))
+        at = start + i / RATE
+        yield Frame(screen, at, round(at * RATE))
+
+
+def _truth(
+    data: Path, name: str, left: int, top: int, side: int, size: tuple[int, int] = (1280, 720)
+) -> Beam:
+    entry = TRUTH[name]
+    scale = side / max(entry["size"])
+    return Beam(tuple((left + x * scale, top + y * scale) for x, y in entry["polygon"]), size, "convex")
+
+
+def _feed(keeper: BeamKeeper, frames: Iterator[Frame]) -> list[float]:
+    """The times at which the geometry was said to have changed."""
+    return [frame.captured_at for frame in frames if keeper.update(frame)]
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_beam_that_moved_is_noticed_and_found_again(data: Path, reads: Specification, name: str) -> None:
+    keeper = BeamKeeper(reads, None)
+    path = data / "lus" / name
+    assert not _feed(keeper, _screens(path, 300, 60, 600, 0.0, 6.0))
+    assert keeper.beam is not None
+    assert overlap(keeper.beam, _truth(data, name, 300, 60, 600)) > 0.9
+    said = _feed(keeper, _screens(path, 640, 200, 440, 6.0, 5.0))
+    assert said
+    assert said[0] - 6.0 < 1.2
+    assert keeper.cause == "beam"
+    assert overlap(keeper.beam, _truth(data, name, 640, 200, 440)) > 0.9
+
+
+def test_a_picture_of_another_size_is_said_to_be_that(data: Path, reads: Specification) -> None:
+    keeper = BeamKeeper(reads, None)
+    path = data / "lus" / CLIPS[0]
+    _feed(keeper, _screens(path, 300, 60, 600, 0.0, 2.0))
+    said = _feed(keeper, _screens(path, 600, 100, 800, 2.0, 3.0, (1920, 1080)))
+    assert said
+    assert said[0] - 2.0 < 0.5
+    assert keeper.cause == "size"
+    assert keeper.beam is not None
+    assert overlap(keeper.beam, _truth(data, CLIPS[0], 600, 100, 800, (1920, 1080))) > 0.9
+
+
+def test_a_profile_that_fits_is_not_touched(data: Path, reads: Specification) -> None:
+    profile = _truth(data, CLIPS[0], 300, 60, 600)
+    keeper = BeamKeeper(reads, profile)
+    dark = [Frame(np.full((720, 1280, 3), 6, np.uint8), i / RATE, i) for i in range(30)]
+    assert not _feed(keeper, iter(dark))
+    assert not _feed(keeper, _screens(data / "lus" / CLIPS[0], 300, 60, 600, 2.0, 8.0))
+    assert keeper.beam == profile
+    assert keeper.notes == ()
+
+
+def test_a_profile_of_another_scanner_is_replaced_and_said(data: Path, reads: Specification) -> None:
+    name = CLIPS[0]
+    keeper = BeamKeeper(reads, _truth(data, name, 60, 260, 440))
+    said = _feed(keeper, _screens(data / "lus" / name, 600, 60, 600, 0.0, 6.0))
+    assert said
+    assert said[0] < 1.5
+    assert "profile-misfit" in keeper.notes
+    assert keeper.beam is not None
+    assert overlap(keeper.beam, _truth(data, name, 600, 60, 600)) > 0.9
+
+
+def test_a_profile_for_another_size_is_replaced_and_said(data: Path, reads: Specification) -> None:
+    keeper = BeamKeeper(reads, _truth(data, CLIPS[0], 60, 60, 900, (1920, 1080)))
+    _feed(keeper, _screens(data / "lus" / CLIPS[0], 600, 60, 600, 0.0, 5.0))
+    assert "profile-misfit" in keeper.notes
+    assert keeper.beam is not None
+    assert overlap(keeper.beam, _truth(data, CLIPS[0], 600, 60, 600)) > 0.9
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["found", "profile"])
+def test_the_outline_does_not_collapse_on_the_near_field(reads: Specification, given: bool) -> None:
+    """The probe is lifted: below the near field nothing is left."""
+    phantom = Phantom((Act("normal", 6.0), Act("no-contact", 8.0), Act("normal", 6.0)))
+    keeper = BeamKeeper(reads, None)
+    frames = [Frame(phantom.frame(i / RATE), i / RATE, i) for i in range(round(20 * RATE))]
+    assert not _feed(keeper, iter(frames[:90]))
+    settled = keeper.beam
+    assert settled is not None
+    lifted = [Frame(_emptied(f.image, settled), f.captured_at, f.sequence) for f in frames[90:210]]
+    if given:
+        keeper = BeamKeeper(reads, settled)
+    assert not _feed(keeper, iter(lifted + frames[210:]))
+    assert keeper.beam == settled
+
+
+def _emptied(image: np.ndarray, beam: Beam) -> np.ndarray:
+    left, top, right, bottom = beam.bounds
+    picture = image.copy()
+    picture[top + (bottom - top) // 4 : bottom, left:right][
+        picture[top + (bottom - top) // 4 : bottom, left:right] < 60
+    ] = 6
+    return picture
+
+
+def test_a_frozen_picture_does_not_move_the_beam(data: Path, reads: Specification) -> None:
+    keeper = BeamKeeper(reads, None)
+    frames = list(_screens(data / "lus" / CLIPS[0], 300, 60, 600, 0.0, 6.0))
+    assert not _feed(keeper, iter(frames))
+    settled = keeper.beam
+    keeper.doubt()
+    still = (Frame(frames[-1].image, 6.0 + i / RATE, i) for i in range(90))
+    assert not _feed(keeper, still)
+    assert keeper.beam == settled
+
+
+def test_text_in_the_beam_is_reported_and_text_beside_it_is_not(data: Path, reads: Specification) -> None:
+    for at, expected in (((560, 420), True), ((20, 600), False)):
+        keeper = BeamKeeper(reads, None)
+        for frame in _screens(data / "lus" / CLIPS[0], 300, 60, 600, 0.0, 6.0):
+            cv2.putText(frame.image, "R2 POST", at, cv2.FONT_HERSHEY_SIMPLEX, 0.8, (220, 220, 220), 2)
+            keeper.update(frame)
+        assert ("text-in-beam" in keeper.notes) is expected
+
+
+def test_of_two_views_the_live_one_is_read_and_the_other_noted(data: Path, reads: Specification) -> None:
+    name = CLIPS[0]
+    path = data / "lus" / name
+    keeper = BeamKeeper(reads, None)
+    stored = cv2.resize(_images(path)[0], (480, 480))
+    for frame in _screens(path, 700, 120, 480, 0.0, 5.0):
+        frame.image[120:600, 100:580] = stored
+        keeper.update(frame)
+    assert keeper.beam is not None
+    assert overlap(keeper.beam, _truth(data, name, 700, 120, 480)) > 0.85
+    assert "dual-view" in keeper.notes
+
+
+def test_one_view_is_not_taken_for_two(data: Path, reads: Specification) -> None:
+    for name in (*CLIPS, LINEAR):
+        keeper = BeamKeeper(reads, None)
+        _feed(keeper, _screens(data / "lus" / name, 300, 60, 600, 0.0, 5.0))
+        assert keeper.notes == ()
+
+
+def test_of_two_live_views_one_is_read(data: Path, reads: Specification) -> None:
+    left, right = (data / "lus" / name for name in CLIPS)
+    keeper = BeamKeeper(reads, None)
+    pairs = zip(
+        _screens(left, 100, 120, 480, 0.0, 5.0), _screens(right, 700, 120, 480, 0.0, 5.0), strict=True
+    )
+    for one, other in pairs:
+        one.image[:, 640:] = other.image[:, 640:]
+        keeper.update(one)
+    assert keeper.beam is not None
+    views = _truth(data, CLIPS[0], 100, 120, 480), _truth(data, CLIPS[1], 700, 120, 480)
+    assert max(overlap(keeper.beam, view) for view in views) > 0.85
+    assert "dual-view" in keeper.notes
