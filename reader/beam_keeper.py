@@ -62,7 +62,7 @@ class BeamKeeper:
         self._due: list[float] = []
         self._gathered_at = self._searched_at = self._changed_at = -1e9
         self._watched_from: float | None = None
-        self._searching = False
+        self._searching = self._text_seen = False
         self._doubted_at: float | None = -1e9
         self._unproven = beam is not None and not self._whole
         if beam is not None:
@@ -184,7 +184,9 @@ class BeamKeeper:
     def _look_for_text(self) -> None:
         self._watched_from = None
         if self.beam is not None and self._finder.frames >= TEXT_FRAMES:
-            self._note(TEXT_IN_BEAM, self._finder.text_within(self.beam))
+            # Two looks in a row: writing stays, echoes look like it by chance.
+            before, self._text_seen = self._text_seen, self._finder.text_within(self.beam)
+            self._note(TEXT_IN_BEAM, before and self._text_seen)
 
     def _note(self, name: str, holds: bool) -> None:
         self._noted = self._noted | {name} if holds else self._noted - {name}

@@ -61,6 +61,8 @@ MOST_LINES = 5
 """Lines for badges and notes."""
 TINT = 0.35
 
+SOURCE_END = 26
+"""Letters of a source's name that are shown at most: the last ones, which hold a grabber's mode."""
 NO_PICTURE = frozenset(
     {"no-signal", "no-beam", "geometry-changed", "no-device", "starting", "stale", "no-reader"}
 )
@@ -336,7 +338,8 @@ def _draw_column(canvas: Image, screen: Screen, words: Words, theme: Theme) -> N
     if age and screen.age_ms > WARN_FROM_MS:
         cv2.rectangle(canvas, (left, facts + 28), (COLUMN[2] - 1, facts + 30), FAULT, -1)
     rate = words.unit("rate", screen.fps)
-    _text(canvas, f"{rate}   {screen.source}", (left, facts + 50), FACT, theme.dim)
+    source = screen.source if len(screen.source) <= SOURCE_END else f"...{screen.source[-SOURCE_END:]}"
+    _text(canvas, f"{rate}   {source}", (left, facts + 50), FACT, theme.dim)
 
 
 def _age_line(screen: Screen, words: Words) -> str:

@@ -484,7 +484,8 @@ def centre(box: Box) -> tuple[int, int]:
 
 def test_the_window_shows_the_screen_and_takes_touch_and_keys_on_a_real_x_server(tmp_path: Path) -> None:
     with x_server("1280x720") as display:
-        command = [sys.executable, "-m", "sonoglance", "demo", "--display", "window", "--out", str(tmp_path)]
+        command = [sys.executable, "-m", "sonoglance", "demo", "--display", "window", "--rounds", "9"]
+        command += ["--out", str(tmp_path)]
         environment = {**os.environ, "DISPLAY": display}
         child = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, text=True)
 

@@ -166,7 +166,7 @@ def test_a_frozen_picture_does_not_move_the_beam(data: Path, reads: Specificatio
 def test_text_in_the_beam_is_reported_and_text_beside_it_is_not(data: Path, reads: Specification) -> None:
     for at, expected in (((560, 420), True), ((20, 600), False)):
         keeper = BeamKeeper(reads, None)
-        for frame in _screens(data / "lus" / CLIPS[0], 300, 60, 600, 0.0, 6.0):
+        for frame in _screens(data / "lus" / CLIPS[0], 300, 60, 600, 0.0, 9.0):
             cv2.putText(frame.image, "R2 POST", at, cv2.FONT_HERSHEY_SIMPLEX, 0.8, (220, 220, 220), 2)
             keeper.update(frame)
         assert ("text-in-beam" in keeper.notes) is expected
