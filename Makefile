@@ -7,7 +7,7 @@ DEVICE := .venv-device
 DESK := .venv-desk
 DATA ?= ../shared/data
 
-DESKTOP := xvfb x11-xkb-utils x11-apps xdotool gcc libc6-dev
+DESKTOP := xvfb x11-xkb-utils xdotool gcc libc6-dev
 MACHINE := qemu-system-x86 linux-image-amd64 busybox-static cpio kmod udev
 
 .PHONY: demo test test-capture lint clean

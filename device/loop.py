@@ -146,7 +146,7 @@ class Bedside:
             and trouble is not None
             and trouble.state == NO_DEVICE
         ):
-            raise SourceError(f"{capture.name}: {trouble.detail}")
+            raise SourceError(trouble.detail)
 
     def _run_through(self, source: Source, frames: FrameReader) -> None:
         try:

@@ -7,18 +7,14 @@ virtual X server (Xvfb) that keeps its frame buffer in a file; the numbers are r
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import mmap
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from device.capture.simulated import CodedFrames, encoded
 from device.clock import now
 from device.errors import DisplayError
 from device.screen.drawing import HEIGHT, WIDTH, Screen, draw
+from device.screen.virtual import virtual_screen
 from reader.beam import Beam, find_beam
 from reader.clips import Frame
 from reader.phantom import Act, Phantom
@@ -49,7 +46,6 @@ WARM_UP = 3.0
 """Seconds from the first frame seen that are not counted: the beam settles, caches fill."""
 START_DEADLINE = 40.0
 STOP_DEADLINE = 10.0
-FRAME_BUFFER = "Xvfb_screen0"
 
 
 def store_coded_frames(folder: Path, width: int, height: int) -> None:
@@ -99,49 +95,12 @@ def _drawn(image: Image, beam: Beam) -> Image:
     return draw(Screen(reading, "normal", "", 0.0, 0.0))
 
 
-class FrameBuffer:
-    """The frame buffer of a running Xvfb, mapped from its file (X Window Dump: a header, then rows)."""
-
-    def __init__(self, folder: Path) -> None:
-        with (folder / FRAME_BUFFER).open("rb") as file:
-            self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        header = np.frombuffer(self._memory, ">u4", 25)
-        size, height, stride, colours = (int(header[i]) for i in (0, 5, 12, 19))
-        rows = np.frombuffer(self._memory, np.uint8)[size + 12 * colours :][: stride * height]
-        self.pixels = rows.reshape(height, stride // 4, 4)[:, :, :3]
-        """uint8 BGR [height, width, 3], as it is at any moment."""
-
-    def code(self, squares: NDArray[np.intp]) -> int | None:
-        """The code that is shown now; None where there is none."""
-        bits = self.pixels[squares[:, 1], squares[:, 0]].max(axis=1) > 128
-        if not bits[0] or bits[1]:
-            return None
-        return int(sum(1 << (BITS - 1 - i) for i in range(BITS) if bits[i + 2]))
-
-
-@contextlib.contextmanager
-def virtual_screen(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A virtual X server of the screen's size with its frame buffer in the folder; yields its name, as
-    ``DISPLAY`` wants it, and its process.
-
-    Raises DisplayError where Xvfb is missing or does not start.
-    """
-    if not shutil.which("Xvfb"):
-        raise DisplayError("measuring the screen needs Xvfb: sudo apt-get install xvfb x11-xkb-utils")
-    reading, writing = os.pipe()
-    command = ["Xvfb", "-displayfd", str(writing), "-noreset", "-screen", "0", f"{WIDTH}x{HEIGHT}x24"]
-    command += ["-fbdir"]
-    server = subprocess.Popen([*command, str(folder)], pass_fds=[writing], stderr=subprocess.DEVNULL)
-    os.close(writing)
-    try:
-        with os.fdopen(reading) as answer:
-            number = answer.readline().strip()
-        if not number:
-            raise DisplayError("Xvfb does not start; is /tmp/.X11-unix writable?")
-        yield f":{number}", server
-    finally:
-        server.terminate()
-        server.wait(STOP_DEADLINE)
+def shown_code(pixels: Image, squares: NDArray[np.intp]) -> int | None:
+    """The code that is on a screen of such pixels now; None where there is none."""
+    bits = pixels[squares[:, 1], squares[:, 0]].max(axis=1) > 128
+    if not bits[0] or bits[1]:
+        return None
+    return int(sum(1 << (BITS - 1 - i) for i in range(BITS) if bits[i + 2]))
 
 
 def measure_screen(width: int, height: int, rate: int, seconds: float) -> dict[str, Any]:
@@ -152,7 +111,7 @@ def measure_screen(width: int, height: int, rate: int, seconds: float) -> dict[s
     squares = squares_on_screen()
     with (
         tempfile.TemporaryDirectory(prefix="sonoglance-delay-") as name,
-        virtual_screen(Path(name)) as (screen, _),
+        virtual_screen(Path(name), WIDTH, HEIGHT) as screen,
     ):
         folder = Path(name)
         store_coded_frames(folder, width, height)
@@ -160,9 +119,9 @@ def measure_screen(width: int, height: int, rate: int, seconds: float) -> dict[s
         source = f"simulated:{CodedFrames.__name__}?folder={folder}&{mode}"
         command = [sys.executable, "-m", "sonoglance", "run", "--source", source, "--display", "window"]
         command += ["--results", str(folder / "results.jsonl"), "--snapshots", str(folder)]
-        child = subprocess.Popen(command, env={**os.environ, "DISPLAY": screen}, stderr=subprocess.PIPE)
+        child = subprocess.Popen(command, env={**os.environ, "DISPLAY": screen.name}, stderr=subprocess.PIPE)
         try:
-            seen, used = _watch(child, FrameBuffer(folder), squares, seconds)
+            seen, used = _watch(child, screen.pixels, squares, seconds)
         finally:
             child.send_signal(signal.SIGTERM)
             child.wait(STOP_DEADLINE)
@@ -173,12 +132,12 @@ def measure_screen(width: int, height: int, rate: int, seconds: float) -> dict[s
 
 
 def _watch(
-    child: subprocess.Popen[bytes], buffer: FrameBuffer, squares: NDArray[np.intp], seconds: float
+    child: subprocess.Popen[bytes], pixels: Image, squares: NDArray[np.intp], seconds: float
 ) -> tuple[list[tuple[float, int | None]], float]:
     """(time, code) at each change of the shown code, and the processors that were busy."""
     assert child.stderr is not None
     give_up = now() + START_DEADLINE
-    while buffer.code(squares) is None:
+    while shown_code(pixels, squares) is None:
         if child.poll() is not None or now() > give_up:
             said = child.stderr.read().decode(errors="replace").strip() if child.poll() is not None else ""
             raise DisplayError(f"no picture appeared on the virtual screen; {said or 'the reader is silent'}")
@@ -187,7 +146,7 @@ def _watch(
     seen: list[tuple[float, int | None]] = []
     began, busy = now(), _processor_seconds(child.pid)
     while now() < began + seconds:
-        code = buffer.code(squares)
+        code = shown_code(pixels, squares)
         if not seen or code != seen[-1][1]:
             seen.append((now(), code))
         time.sleep(0.0005)

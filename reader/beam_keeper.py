@@ -83,12 +83,13 @@ class BeamKeeper:
         at, image = frame.captured_at, frame.image
         if self.beam is not None and self.beam.size != (image.shape[1], image.shape[0]):
             self._lose(at)
+        faded = self._edge is not None and not frame.still and self._edge.faded(image)
         if self.beam is None:
             self._first_guess(frame)
         elif self._due:
             self._settle(frame)
         elif self._edge is not None and not frame.still:
-            if self._unproven or self._doubted(at) or self._edge.faded(image):
+            if faded or self._unproven or self._doubted(at):
                 self._search_again(frame)
             else:
                 self._watch_for_text(frame)
@@ -97,7 +98,7 @@ class BeamKeeper:
 
     def _lose(self, at: float) -> None:
         """The picture has another size: nothing that was known holds."""
-        self.beam = self.preprocessor = None
+        self.beam = self.preprocessor = self._edge = None
         self._noted = {PROFILE_MISFIT} if self._unproven else set()
         self._unproven = False
         self._due = []
@@ -161,6 +162,9 @@ class BeamKeeper:
             return
         if overlap(found, self.beam) >= SAME_BEAM or _upper_part(found, self.beam):
             self._unproven = False
+            return
+        # A beam that is merely doubted is still the same where its edge stands as it did.
+        if not self._unproven and self._edge is not None and self._edge.stands(frame.image):
             return
         # One poor frame can mislead a search; two searches that agree are believed.
         self._suspect = found
@@ -237,9 +241,18 @@ class _Edge:
         self._outside = self._outside[0][kept], self._outside[1][kept]
         self._usual: float | None = None
 
+    @property
+    def _seen(self) -> bool:
+        """Whether enough of the outline lies within the picture to tell."""
+        return self._inside[0].size >= self.PAIRS // 6
+
+    def stands(self, image: Image) -> bool:
+        """Whether the step is about as it was when first seen."""
+        return self._seen and not self.faded(image)
+
     def faded(self, image: Image) -> bool:
         """Whether the step is much smaller than it was when first seen."""
-        if self._inside[0].size < self.PAIRS // 6:
+        if not self._seen:
             return False
         plane = image if image.ndim == 2 else image[:, :, 1]
         step = float(

@@ -65,7 +65,9 @@ def find_device(name: str) -> Path:
     """
     if not USB_NAME.fullmatch(name):
         if not Path(name).exists():
-            raise CaptureError("no-device", "unplugged", f"{name}: no such device")
+            raise CaptureError(
+                "no-device", "unplugged", f"{name}: no such device; is the grabber plugged in?"
+            )
         return Path(name)
     nodes = [
         DEVICES / node.name

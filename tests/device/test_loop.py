@@ -24,7 +24,7 @@ from device.loop import Bedside
 from device.results import Results
 from device.screen.displays import Nowhere
 from device.screen.drawing import Screen
-from device.screen_delay import virtual_screen
+from device.screen.virtual import virtual_screen
 from device.settings.config import ConfigWatch, load_config
 from reader.bundle import Bundle
 from reader.runner import Runner
@@ -217,16 +217,16 @@ def test_the_settings_are_followed_and_a_broken_file_is_said(
 def test_a_screen_that_hangs_ends_the_program(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "sonoglance", "demo", "--display", "window", "--out", str(tmp_path)]
-    with virtual_screen(tmp_path) as (screen, server):
-        environment = {**os.environ, "DISPLAY": screen}
+    with virtual_screen(tmp_path) as screen:
+        environment = {**os.environ, "DISPLAY": screen.name}
         child = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + PATIENCE
         while not results.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        server.send_signal(signal.SIGSTOP)
+        screen.process.send_signal(signal.SIGSTOP)
         try:
             _, said = child.communicate(timeout=PATIENCE)
         finally:
-            server.send_signal(signal.SIGCONT)
+            screen.process.send_signal(signal.SIGCONT)
     assert child.returncode == 1
     assert "the screen hangs" in said

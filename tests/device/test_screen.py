@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -50,6 +48,7 @@ from reader.phantom import Phantom
 from reader.reader import Reading
 from reader.verdict import VerdictTracker
 from tests.conftest import ROOT
+from tests.device.x_server import do, x_server
 
 IMAGE = Phantom().frame(7.0)
 BEAM = find_beam(IMAGE)
@@ -444,31 +443,6 @@ def test_a_window_without_a_screen_is_refused_in_words(monkeypatch: pytest.Monke
         open_display("window")
 
 
-@contextlib.contextmanager
-def x_server(size: str) -> Iterator[str]:
-    for tool in ("Xvfb", "xwd", "xdotool"):
-        if not shutil.which(tool):
-            assert not os.environ.get("CI"), f"CI must have {tool}"
-            pytest.skip(f"needs {tool}: apt-get install xvfb x11-xkb-utils x11-apps xdotool")
-    receiving, sending = os.pipe()
-    command = ["Xvfb", "-noreset", "-displayfd", str(sending), "-screen", "0", f"{size}x24"]
-    server = subprocess.Popen(command, pass_fds=[sending], stderr=subprocess.DEVNULL)
-    os.close(sending)
-    try:
-        with os.fdopen(receiving) as answer:
-            number = answer.readline().strip()
-        assert number, "Xvfb did not start"
-        yield f":{number}"
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-def do(display: str, *actions: object) -> None:
-    """A real click or key, through the server's XTEST extension."""
-    subprocess.run(["xdotool", *map(str, actions)], env={**os.environ, "DISPLAY": display}, check=True)
-
-
 def wait_until(condition: Callable[[], bool], child: subprocess.Popen[str], seconds: float = 40.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -483,21 +457,21 @@ def centre(box: Box) -> tuple[int, int]:
 
 
 def test_the_window_shows_the_screen_and_takes_touch_and_keys_on_a_real_x_server(tmp_path: Path) -> None:
-    with x_server("1280x720") as display:
+    with x_server(tmp_path) as display:
         command = [sys.executable, "-m", "sonoglance", "demo", "--display", "window", "--rounds", "9"]
         command += ["--out", str(tmp_path)]
-        environment = {**os.environ, "DISPLAY": display}
+        environment = {**os.environ, "DISPLAY": display.name}
         child = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, text=True)
 
         def room() -> np.ndarray:
-            return part(screenshot(display), ROOM)
+            return part(display.pixels.copy(), ROOM)
 
         def verdict_shown() -> bool:
-            shot = part(screenshot(display), VERDICT)
+            shot = part(display.pixels.copy(), VERDICT)
             return any(has_colour(shot, c, 2000) for c in (NORMAL, ABNORMAL, UNSURE))
 
         def held() -> bool:
-            lit = part(screenshot(display), BUTTONS["f"])[4, 10:-10]
+            lit = part(display.pixels.copy(), BUTTONS["f"])[4, 10:-10]
             return bool((lit.astype(int).min(axis=1) > 200).all())
 
         def hold_by_touch() -> bool:
@@ -517,7 +491,7 @@ def test_the_window_shows_the_screen_and_takes_touch_and_keys_on_a_real_x_server
             assert wait_until(lambda: not held(), child), "the key freed nothing"
             do(display, "key", "d")
             light = THEMES["light"].ground
-            assert wait_until(lambda: has_colour(screenshot(display), light, 50_000), child)
+            assert wait_until(lambda: has_colour(display.pixels.copy(), light, 50_000), child)
             do(display, "mousemove", *centre(BUTTONS["q"]), "click", 1)
             assert child.wait(20) == 0
         finally:
@@ -538,14 +512,14 @@ while key != "q":
 """
 
 
-def test_a_small_screen_is_filled_and_its_buttons_are_met() -> None:
-    with x_server("800x480") as display:
-        environment = {**os.environ, "DISPLAY": display}
+def test_a_small_screen_is_filled_and_its_buttons_are_met(tmp_path: Path) -> None:
+    with x_server(tmp_path, 800, 480) as display:
+        environment = {**os.environ, "DISPLAY": display.name}
         command = [sys.executable, "-c", SHOW]
         child = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
-            assert wait_until(lambda: has_colour(screenshot(display), ABNORMAL), child)
-            shot = screenshot(display)
+            assert wait_until(lambda: has_colour(display.pixels.copy(), ABNORMAL), child)
+            shot = display.pixels.copy()
             assert (shot.shape, shot[:14].max(), shot[-14:].max()) == ((480, 800, 3), 0, 0)
             do(display, "key", "Left", "sleep", 0.2, "key", "space", "sleep", 0.2)
             for key in "sodq":
@@ -557,26 +531,14 @@ def test_a_small_screen_is_filled_and_its_buttons_are_met() -> None:
             child.wait(20)
 
 
-def test_the_end_of_the_x_server_ends_the_window_and_does_not_hang_it() -> None:
-    with x_server("1280x720") as display:
-        environment = {**os.environ, "DISPLAY": display}
+def test_the_end_of_the_x_server_ends_the_window_and_does_not_hang_it(tmp_path: Path) -> None:
+    with x_server(tmp_path) as display:
+        environment = {**os.environ, "DISPLAY": display.name}
         command = [sys.executable, "-c", SHOW]
         child = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL, text=True)
-        assert wait_until(lambda: has_colour(screenshot(display), ABNORMAL), child)
+        assert wait_until(lambda: has_colour(display.pixels.copy(), ABNORMAL), child)
     try:
         assert child.wait(20) != 0
     finally:
         child.kill()
         child.wait(20)
-
-
-def screenshot(display: str) -> np.ndarray:
-    """The root window of a real X server, through xwd."""
-    raw = subprocess.run(
-        ["xwd", "-root", "-silent", "-display", display], capture_output=True, check=True
-    ).stdout
-    header = np.frombuffer(raw[:100], ">u4")
-    size, width, height, bits, stride, colours = (int(header[i]) for i in (0, 4, 5, 11, 12, 19))
-    rows = np.frombuffer(raw[size + 12 * colours :], np.uint8)[: stride * height].reshape(height, stride)
-    pixels = rows[:, : width * bits // 8].reshape(height, width, bits // 8)
-    return np.ascontiguousarray(pixels[:, :, :3])

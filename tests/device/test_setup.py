@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from device.capture.devices import CaptureNode, capture_nodes, grabber_name
+from device.screen.virtual import VirtualScreen
 from device.settings.commands import setup
 from device.settings.grabber_delay import delay_of, pattern
 from device.settings.outline import (
@@ -34,6 +34,7 @@ from reader.beam_keeper import overlap
 from reader.errors import SonoglanceError
 from reader.phantom import Phantom
 from tests.conftest import ROOT, Command
+from tests.device.x_server import do, x_server
 
 IMAGE = Phantom().frame(7.0)
 FOUND = find_beam(IMAGE)
@@ -288,52 +289,18 @@ def test_a_broken_configuration_does_not_keep_a_scanner_from_being_set_up(
     assert "sonoglance config check" in capsys.readouterr().err
 
 
-class Screen:
-    """A real X server whose frame buffer is a file (Xvfb -fbdir)."""
-
-    def __init__(self, display: str, folder: Path) -> None:
-        self.display, self.file = display, folder / "Xvfb_screen0"
-
-    def picture(self) -> np.ndarray:
-        return picture_of(self.file.read_bytes())
-
-    def do(self, *words: object) -> None:
-        environment = {**os.environ, "DISPLAY": self.display}
-        subprocess.run(["xdotool", *map(str, words)], env=environment, check=True, timeout=20)
-
-
-def picture_of(raw: bytes) -> np.ndarray:
-    """The pixels of an XWD file, BGR."""
-    header = np.frombuffer(raw[:100], ">u4")
-    size, width, height, bits, stride, colours = (int(header[i]) for i in (0, 4, 5, 11, 12, 19))
-    rows = np.frombuffer(raw[size + 12 * colours :], np.uint8)[: stride * height].reshape(height, stride)
-    return np.ascontiguousarray(rows[:, : width * bits // 8].reshape(height, width, bits // 8)[:, :, :3])
-
-
 @pytest.fixture(scope="module")
-def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screen]:
-    if not shutil.which("Xvfb") or not shutil.which("xdotool"):
-        assert not os.environ.get("CI"), "CI must have Xvfb and xdotool"
-        pytest.skip("needs Xvfb and xdotool: apt-get install xvfb x11-xkb-utils xdotool")
-    folder = tmp_path_factory.mktemp("x")
-    read, write = os.pipe()
-    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x720x24", "-fbdir", str(folder)]
-    server = subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL)
-    os.close(write)
-    with os.fdopen(read) as told:
-        number = told.readline().strip()
-    assert number, "the X server did not start"
-    yield Screen(f":{number}", folder)
-    server.terminate()
-    server.wait(10)
+def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualScreen]:
+    with x_server(tmp_path_factory.mktemp("x")) as screen:
+        yield screen
 
 
 def test_a_corner_is_dragged_and_the_profile_has_it(
-    screen: Screen, phantom_clip: Path, state: Path, tmp_path: Path
+    screen: VirtualScreen, phantom_clip: Path, state: Path, tmp_path: Path
 ) -> None:
     """Over a real encoded clip, in a real window: drag, undo by key, drag again, a touch on Save."""
     command = ["setup", "--source", str(phantom_clip), "--name", "hand", "--seconds", "0.4"]
-    environment = {**os.environ, "DISPLAY": screen.display}
+    environment = {**os.environ, "DISPLAY": screen.name}
     child = start(command, environment)
     try:
         # The picture is drawn at 604/720 below a head of 56 pixels.
@@ -342,14 +309,14 @@ def test_a_corner_is_dragged_and_the_profile_has_it(
         await_outline(screen, child)
         at = round(left + scale * x), round(top + scale * y)
         for offset, key in ((-100, "u"), (60, "Left")):
-            screen.do("mousemove", *at, "mousedown", 1)
+            do(screen, "mousemove", *at, "mousedown", 1)
             for step in range(1, 5):
-                screen.do("mousemove", at[0] + offset * step // 4, at[1] + 20 * step // 4, "sleep", 0.1)
-            screen.do("mouseup", 1)
+                do(screen, "mousemove", at[0] + offset * step // 4, at[1] + 20 * step // 4, "sleep", 0.1)
+            do(screen, "mouseup", 1)
             await_corner(screen, at[0] + offset, at[1] + 20)
-            screen.do("key", key)
+            do(screen, "key", key)
             await_corner(screen, *(at if key == "u" else (at[0] + offset - 3, at[1] + 20)))
-        screen.do("mousemove", 60, 700, "click", 1)
+        do(screen, "mousemove", 60, 700, "click", 1)
         assert child.wait(20) == 0
     finally:
         child.kill()
@@ -366,22 +333,22 @@ def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen
     )
 
 
-def await_outline(screen: Screen, child: subprocess.Popen[str]) -> None:
+def await_outline(screen: VirtualScreen, child: subprocess.Popen[str]) -> None:
     """Wait until the outline's yellow is on the screen."""
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline and child.poll() is None:
-        picture = screen.picture().astype(int)
+        picture = screen.pixels.astype(int)
         if (np.abs(picture - (0, 220, 255)).max(axis=2) < 30).sum() > 800:
             return
         time.sleep(0.1)
     raise AssertionError("no outline appeared in the window")
 
 
-def await_corner(screen: Screen, x: int, y: int) -> None:
+def await_corner(screen: VirtualScreen, x: int, y: int) -> None:
     """Wait until a corner's ring stands within a few pixels of this place."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        around = screen.picture()[y - 18 : y + 19, x - 18 : x + 19].astype(int)
+        around = screen.pixels[y - 18 : y + 19, x - 18 : x + 19].astype(int)
         if (np.abs(around - (0, 220, 255)).max(axis=2) < 30).sum() > 150:
             return
         time.sleep(0.1)
@@ -397,17 +364,17 @@ from device.clock import now
 from device.settings.grabber_delay import measure_delay
 from device.settings.setup import SetupWindow
 from reader.clips import Frame
-from tests.device.test_setup import picture_of
+from device.screen.virtual import frame_buffer
 
 class Loop:
     '''A grabber on this screen's output: the frame buffer 30 times a second, so much later.'''
     name, trouble, badge, dropped, restarts, ended = 'loop', None, '', 0, 0, False
-    def __init__(self, file, delay):
-        self.file, self.delay, self.waiting = Path(file), delay, deque()
+    def __init__(self, folder, delay):
+        self.pixels, self.delay, self.waiting = frame_buffer(Path(folder)), delay, deque()
         threading.Thread(target=self.run, daemon=True).start()
     def run(self):
         while True:
-            self.waiting.append((now() + self.delay, picture_of(self.file.read_bytes())))
+            self.waiting.append((now() + self.delay, self.pixels.copy()))
             time.sleep(1 / 30)
     def take(self, deadline):
         time.sleep(deadline)
@@ -422,10 +389,10 @@ print(json.dumps([found.median_ms, found.spread_ms, found.flashes]))
 """
 
 
-def test_the_delay_of_a_closed_loop_is_measured_through_a_real_screen(screen: Screen) -> None:
+def test_the_delay_of_a_closed_loop_is_measured_through_a_real_screen(screen: VirtualScreen) -> None:
     """The frame buffer of the screen that flashes, delivered 180 ms late."""
-    environment = {**os.environ, "DISPLAY": screen.display, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", LOOP, str(screen.file), "0.18"]
+    environment = {**os.environ, "DISPLAY": screen.name, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", LOOP, str(screen.folder), "0.18"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
     median, _, flashes = json.loads(done.stdout)

@@ -1,0 +1,31 @@
+"""A real X server for tests, with real clicks and keys."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device.screen.virtual import VirtualScreen, virtual_screen
+
+
+@contextlib.contextmanager
+def x_server(folder: Path, width: int = 1280, height: int = 720) -> Iterator[VirtualScreen]:
+    """A virtual X server; skips where its tools are absent, but never in CI."""
+    for tool in ("Xvfb", "xdotool"):
+        if not shutil.which(tool):
+            assert not os.environ.get("CI"), f"CI must have {tool}"
+            pytest.skip(f"needs {tool}: apt-get install xvfb x11-xkb-utils xdotool")
+    with virtual_screen(folder, width, height) as screen:
+        yield screen
+
+
+def do(screen: VirtualScreen, *actions: object) -> None:
+    """A real click or key, through the server's XTEST extension."""
+    environment = {**os.environ, "DISPLAY": screen.name}
+    subprocess.run(["xdotool", *map(str, actions)], env=environment, check=True, timeout=20)
