@@ -54,13 +54,13 @@ def store_coded_frames(folder: Path, width: int, height: int) -> None:
     drawn = [phantom.frame(i / 25) for i in range(DRAWN)]
     frames: dict[str, Any] = {}
     for code in range(2**BITS):
-        screen = _with_code(drawn[code % DRAWN].copy(), code)
+        screen = with_code(drawn[code % DRAWN].copy(), code)
         sized = cv2.resize(screen, (width, height), interpolation=cv2.INTER_LINEAR)
         frames[f"{code:03d}"] = np.frombuffer(encoded(np.asarray(sized, np.uint8)), np.uint8)
     np.savez(folder / CodedFrames.FRAMES, **frames)
 
 
-def _with_code(screen: Image, code: int) -> Image:
+def with_code(screen: Image, code: int) -> Image:
     """Draw a code: a white square, a black one, then its bits, highest first."""
     left, top = CODE_AT
     for place, bit in enumerate((1, 0, *(code >> i & 1 for i in reversed(range(BITS))))):
