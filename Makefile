@@ -20,7 +20,7 @@ test: $(DESK)/.done
 	  || { apt-get update -qq && apt-get install -y -qq $(DESKTOP) >/dev/null; } \
 	  || echo "window and accelerator tests need: sudo apt-get install $(DESKTOP)"
 	$(MAKE) lint
-	SONOGLANCE_DATA=$(DATA) $(DESK)/bin/python -m pytest -n 2 --dist worksteal
+	SONOGLANCE_DATA=$(DATA) $(DESK)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-capture: $(DESK)/.done
 	@{ command -v qemu-system-x86_64 && command -v busybox && command -v cpio && command -v udevadm && ls /boot/vmlinuz-*; } >/dev/null 2>&1 \

@@ -13,6 +13,25 @@ from reader.bundle import CHECKSUMS, DEFAULT_BUNDLE, FAMILIARITY, Bundle, load_b
 from reader.phantom import RATE, Act, Phantom
 
 ROOT = Path(__file__).parent.parent
+LONGEST_FIRST = (
+    "training/test_path.py",
+    "convert/test_conversion.py",
+    "training/test_machine.py",
+    "device/test_commands.py",
+    "reader/test_signal.py",
+    "convert/test_comparison.py",
+    "training/test_resume.py",
+    "reader/test_reader.py",
+)
+"""Files that take longest: begun first, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
