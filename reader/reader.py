@@ -7,12 +7,12 @@ is a figure at the bedside. It is fed with frames and their times and keeps no c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reader.beam import Beam
+from reader.beam import Beam, gray
 from reader.beam_keeper import BeamKeeper
 from reader.bundle import Specification
 from reader.clips import Frame
@@ -20,14 +20,23 @@ from reader.familiar import FamiliarityWatch, Onlooker
 from reader.preprocess import Moments
 from reader.runner import Runner
 from reader.signal import (
+    DAMAGED,
+    DAMAGED_FRAMES,
+    DUPLICATES,
     FROZEN,
+    LEVELS,
     NO_BEAM,
     NO_CONTACT,
     NO_SIGNAL,
     NOT_LUNG,
-    FreezeWatch,
-    has_signal,
-    in_contact,
+    PLACEHOLDER,
+    BeamWatch,
+    Fault,
+    FaultKeeper,
+    Sight,
+    Thumbnail,
+    like_menu,
+    shows_ultrasound,
 )
 from reader.verdict import Verdict, VerdictTracker, as_mapping, pool, probabilities
 
@@ -43,7 +52,9 @@ class View:
     """What one frame offers the network: its input, or the reason why there is none.
 
     ``pixels``: uint8 [size, size, channels]. ``reason``: a no-reading state; ``cause``: what brought
-    it about, where that can be told. ``notes``: what the picture suffers from although it can be read.
+    it about, where that can be told. Neither pixels nor a reason: a single odd frame that is left out;
+    what was read before it still holds. ``notes``: what the picture suffers from although it can be
+    read.
     """
 
     frame: Frame
@@ -94,11 +105,14 @@ class Reader:
         )
         self._channels = [specification.map_channels.index(x) for x in specification.labels]
         self._moments = Moments(specification.channels)
-        self._freeze = FreezeWatch()
+        self._faults = FaultKeeper()
+        self._watch: BeamWatch | None = None
+        self._before: Thumbnail | None = None
         known = specification.familiarity
         self._familiar = FamiliarityWatch(known.limit) if known is not None else None
         self._onlooker: Onlooker | None = None
         self._beams = BeamKeeper(specification, beam)
+        self._last: Reading | None = None
         self._last_reading_at: float | None = None
 
     @property
@@ -120,40 +134,112 @@ class Reader:
 
     def look(self, frame: Frame) -> View:
         """The part before the network: signal, beam and input."""
-        image = frame.image
-        if not has_signal(image):
+        thumbnail = Thumbnail(frame.image)
+        sight = self._sight(frame)
+        fault = self._fault_of_picture(frame, thumbnail, sight)
+        if fault is None and self._stands_still(frame, sight):
+            fault = Fault(FROZEN)
+        changed = None
+        if fault is None:
+            # Not of a frozen picture, in which a beam may look smaller than it is.
+            changed = self._beams.update(frame)
+            if self._beams.changed:
+                self._begin_anew()
+                sight = self._sight(frame)
+                self._stands_still(frame, sight)
+            fault = self._fault_of_beam(frame, sight)
+        shown = self._faults.settle(frame.captured_at, fault, frame.still)
+        if shown is not None and shown.state == NO_SIGNAL and shown.cause != DAMAGED:
             self._beams.doubt()
-            return View(frame, self.beam, reason=NO_SIGNAL)
-        reason = self._beams.update(frame)
-        preprocessor = self._beams.preprocessor
-        if preprocessor is None:
-            return View(frame, None, reason=NO_BEAM)
-        if self._beams.changed:
+        pixels = None
+        if fault is None and sight is not None:
+            pixels = self._moments.add(sight.tensor, frame.captured_at)
+        elif shown is not None:
             self._moments.clear()
-            self._freeze.clear()
-            self._onlooker = None
-        tensor = preprocessor.tensor(image)
-        pixels = self._moments.add(tensor, frame.captured_at)
-        if reason is None and self._freeze.frozen(tensor, frame):
-            reason = FROZEN
-        if reason is None and self._reads.beam != "whole":
-            reason = self._not_of_lung(tensor, preprocessor.mask, frame)
-        if reason is not None:
-            return View(frame, self.beam, reason=reason)
-        return View(frame, self.beam, pixels=pixels)
+        if changed is not None and (shown is None or shown.state != NO_BEAM):
+            return View(frame, self.beam, reason=changed, cause=self._beams.cause)
+        if shown is not None:
+            return View(frame, self.beam, reason=shown.state, cause=shown.cause)
+        if pixels is None or sight is None:
+            return View(frame, self.beam, notes=self._notes(thumbnail))
+        self._before = thumbnail
+        if self._reads.beam != "whole" and self._strange(sight.tensor, frame):
+            return View(frame, self.beam, reason=NOT_LUNG)
+        return View(frame, self.beam, pixels=pixels, notes=self._notes(thumbnail))
 
-    def _not_of_lung(self, tensor: Image, mask: Image, frame: Frame) -> str | None:
-        if not in_contact(tensor, mask):
-            return NO_CONTACT
-        watch, known = self._familiar, self._reads.familiarity
-        if watch is None or known is None:
+    def _sight(self, frame: Frame) -> Sight | None:
+        """The beam as known in this frame; None where it is not known at this picture size."""
+        preprocessor = self._beams.preprocessor
+        if preprocessor is None or preprocessor.beam.size != frame.image.shape[1::-1]:
             return None
+        if self._watch is None:
+            self._watch = BeamWatch(preprocessor.mask)
+        return self._watch.see(preprocessor.tensor(frame.image))
+
+    def _begin_anew(self) -> None:
+        """The beam is another: nothing of what was seen in the old one holds."""
+        self._moments.clear()
+        self._watch = self._onlooker = None
+
+    def _fault_of_picture(self, frame: Frame, thumbnail: Thumbnail, sight: Sight | None) -> Fault | None:
+        """What can be said before the beam is looked for, so that no beam is found in a placeholder."""
+        fault = thumbnail.fault
+        if frame.still or self._reads.beam == "whole":
+            return fault
+        if sight is not None and self._watch is not None and (fault is None or fault.cause == PLACEHOLDER):
+            if self._watch.damaged(frame.captured_at, sight):
+                return Fault(NO_SIGNAL, DAMAGED)
+            if self._watch.in_air(sight):
+                return Fault(NO_CONTACT)
+            if fault is None and sight.speckled:
+                return None
+        if fault is not None:
+            return fault
+        plane = gray(frame.image)
+        if shows_ultrasound(plane):
+            return None
+        mask = self.beam.mask() if self.beam is not None and self._before is not None else None
+        if like_menu(plane) or thumbnail.like_screen_of(self._before, mask):
+            return Fault(NO_BEAM)
+        return Fault(NO_SIGNAL, PLACEHOLDER)
+
+    def _stands_still(self, frame: Frame, sight: Sight | None) -> bool:
+        """Whether ultrasound is frozen; what shows none is something else that stands still."""
+        if frame.still or sight is None or self._watch is None:
+            return False
+        frozen = self._watch.frozen(frame.captured_at, sight)
+        shown = self._reads.beam == "whole" or (sight.speckled and self._watch.in_contact(sight))
+        return frozen and shown
+
+    def _fault_of_beam(self, frame: Frame, sight: Sight | None) -> Fault | None:
+        if sight is None or self._watch is None:
+            return Fault(NO_BEAM)
+        if self._reads.beam == "whole":
+            return None
+        if not self._watch.in_contact(sight):
+            return Fault(NO_CONTACT)
+        return None if sight.speckled or frame.still else Fault(NO_BEAM)
+
+    def _notes(self, thumbnail: Thumbnail) -> tuple[str, ...]:
+        watch, beam = self._watch, self.beam
+        found = {
+            LEVELS: (beam is not None and beam.levels != (0, 255)) or thumbnail.squeezed,
+            DUPLICATES: watch is not None and watch.repeats,
+            DAMAGED_FRAMES: watch is not None and watch.often_damaged,
+        }
+        return tuple(dict.fromkeys([*self._beams.notes, *(note for note, holds in found.items() if holds)]))
+
+    def _strange(self, tensor: Image, frame: Frame) -> bool:
+        """Whether what is in the beam is not lung."""
+        watch, known = self._familiar, self._reads.familiarity
+        if watch is None or known is None or self._beams.preprocessor is None:
+            return False
         if self._onlooker is None or frame.still:
             watch.clear()
-            self._onlooker = Onlooker(mask)
+            self._onlooker = Onlooker(self._beams.preprocessor.mask)
         if watch.due(frame.captured_at):
             watch.add(known.distance(self._onlooker.describe(tensor)), frame.captured_at)
-        return NOT_LUNG if watch.strange else None
+        return watch.strange
 
     def conclude(self, view: View, class_map: Float | None) -> Reading:
         """The part after the network: float32 logits [rows, columns, map channels] to a reading."""
@@ -161,9 +247,12 @@ class Reader:
         if view.reason is not None or class_map is None:
             if self._last_reading_at is not None and at - self._last_reading_at > WITHDRAW_AFTER:
                 self._tracker.clear()
-            return Reading(
+            if view.reason is None and self._last is not None:
+                return replace(self._last, frame=view.frame, verdict=None, notes=view.notes)
+            self._last = Reading(
                 view.reason or NO_SIGNAL, view.frame, view.beam, cause=view.cause, notes=view.notes
             )
+            return self._last
         assert self._beams.preprocessor is not None
         logits = class_map[:, :, self._channels]
         weights = self._beams.preprocessor.cell_weights(*logits.shape[:2])
@@ -172,7 +261,7 @@ class Reader:
         self._last_reading_at = at
         negative = self._reads.labels.index(self._reads.negative)
         where = 1.0 - probabilities(logits, self._reads.temperature)[:, :, negative]
-        return Reading(
+        self._last = Reading(
             verdict.state,
             view.frame,
             view.beam,
@@ -182,3 +271,4 @@ class Reader:
             verdict,
             notes=view.notes,
         )
+        return self._last

@@ -66,7 +66,7 @@ def sonoglance() -> Command:
     """The command as a user calls it: a process of its own."""
 
     def call(
-        *arguments: object, timeout: float = 300, state: Path | None = None
+        *arguments: object, timeout: float = 900, state: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "sonoglance", *map(str, arguments)]
         environment = os.environ | ({"SONOGLANCE_STATE": str(state)} if state else {})
