@@ -213,7 +213,10 @@ def test_the_settings_are_followed_and_a_broken_file_is_said(
     assert {screen.language for screen in broken} == {"fr"}, "the last good settings stay in use"
 
 
-@pytest.mark.skipif(not shutil.which("Xvfb") and not os.environ.get("CI"), reason="needs Xvfb")
+@pytest.mark.skipif(
+    not shutil.which("Xvfb") and not os.environ.get("CI"),
+    reason="needs Xvfb: apt-get install xvfb x11-xkb-utils",
+)
 def test_a_screen_that_hangs_ends_the_program(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "sonoglance", "demo", "--display", "window", "--out", str(tmp_path)]

@@ -57,7 +57,10 @@ def test_the_bedside_reader_comes_through_a_few_accidents(sonoglance: Command) -
     assert figures["kept"]["processes"]
 
 
-@pytest.mark.skipif(not shutil.which("Xvfb") and not os.environ.get("CI"), reason="needs Xvfb")
+@pytest.mark.skipif(
+    not shutil.which("Xvfb") and not os.environ.get("CI"),
+    reason="needs Xvfb: apt-get install xvfb x11-xkb-utils",
+)
 def test_the_delay_of_the_screen_is_measured(sonoglance: Command) -> None:
     done = sonoglance("bench", "--screen", "640x360", "--seconds", "4", "--json")
     assert done.returncode == 0, done.stderr
