@@ -6,7 +6,8 @@ SonoglanceError
 ├── ProfileError (also ValueError)       a scanner profile is damaged or taken (device.settings.scanners)
 ├── SetupError (also RuntimeError)       a scanner cannot be set up as asked (device.settings.setup)
 ├── DisplayError (also RuntimeError)     no screen can be reached
-└── AcceleratorError (also RuntimeError) an accelerator cannot be used, or was lost
+├── AcceleratorError (also RuntimeError) an accelerator cannot be used, or was lost
+└── StoreError (also OSError)            an exam cannot be kept, or found
 """
 
 from __future__ import annotations
@@ -24,3 +25,7 @@ class DisplayError(SonoglanceError, RuntimeError):
 
 class AcceleratorError(SonoglanceError, RuntimeError):
     """An accelerator cannot be used, or was lost."""
+
+
+class StoreError(SonoglanceError, OSError):
+    """An exam cannot be kept, or found."""

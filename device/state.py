@@ -40,10 +40,11 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         # Some file systems of memory sticks cannot do this to a folder; the file itself is safe.

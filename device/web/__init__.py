@@ -1,0 +1,1 @@
+"""The second screen: a local web page, in a process of its own."""
