@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -105,15 +106,17 @@ class Bedside:
             # The phantom is a drawing: the not-lung test would rightly refuse it.
             reads = replace(reads, familiarity=None)
         self._source_badges = (PHANTOM,) if source.drawn else ()
-        reader = Reader(reads, self.runner, beam=source.beam, span=source.span)
-        frames = FrameReader(reader, self.results, file)
         self._trend.clear()
         self._arrivals.clear()
         self._newest = self._held = self._last_trouble = None
-        if live:
-            self._run_live(source, frames)
-        else:
-            self._run_through(source, frames)
+        if not live:
+            reader = Reader(reads, self.runner, beam=source.beam, span=source.span)
+            self._run_through(source, FrameReader(reader, self.results, file))
+            return
+        # A search takes longer than frames are apart: reading must not wait for it.
+        with ThreadPoolExecutor(1, "beam search") as elsewhere:
+            reader = Reader(reads, self.runner, source.beam, source.span, elsewhere.submit)
+            self._run_live(source, FrameReader(reader, self.results, file))
 
     def _run_live(self, source: Source, frames: FrameReader) -> None:
         capture = source.capture()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,6 +43,18 @@ MOVED, RESIZED = "beam", "size"
 TEXT_IN_BEAM, PROFILE_MISFIT, DUAL_VIEW = "text-in-beam", "profile-misfit", "dual-view"
 
 
+BeamSearch = Callable[[], "Beam | None"]
+Searcher = Callable[[BeamSearch], "Future[Beam | None]"]
+"""Has a search done, here or elsewhere, such as ``concurrent.futures.Executor.submit``."""
+
+
+def search_at_once(search: BeamSearch) -> Future[Beam | None]:
+    """Search before going on, so that a source reads the same however quick the machine is."""
+    done: Future[Beam | None] = Future()
+    done.set_result(search())
+    return done
+
+
 class BeamKeeper:
     """Holds the beam: first guess from one frame, settled over seconds, noticed when it moves.
 
@@ -48,15 +63,19 @@ class BeamKeeper:
     any of ``text-in-beam``, ``profile-misfit``, ``dual-view``.
     """
 
-    def __init__(self, specification: Specification, beam: Beam | None) -> None:
-        """``beam``: from a scanner profile or a survey; it stays unless the picture is against it."""
+    def __init__(
+        self, specification: Specification, beam: Beam | None, searcher: Searcher = search_at_once
+    ) -> None:
+        """``beam``: from a scanner profile or a survey; it stays unless the picture is against it.
+        ``searcher``: has later searches done; frames go on meanwhile in the beam as known."""
         self._size, self._whole = specification.size, specification.beam == "whole"
         self.beam: Beam | None = None
         self.preprocessor: Preprocessor | None = None
         self.changed = False
         self.cause = ""
         self._noted: set[str] = set()
-        self._finder = BeamFinder()
+        self._finder, self._searcher = BeamFinder(), searcher
+        self._search: Future[Beam | None] | None = None
         self._edge: _Edge | None = None
         self._suspect: Beam | None = None
         self._due: list[float] = []
@@ -84,7 +103,10 @@ class BeamKeeper:
         if self.beam is not None and self.beam.size != (image.shape[1], image.shape[0]):
             self._lose(at)
         faded = self._edge is not None and not frame.still and self._edge.faded(image)
-        if self.beam is None:
+        if self._search is not None:
+            # The finder is at work: nothing may be gathered in it.
+            self._finish_search(frame)
+        elif self.beam is None:
             self._first_guess(frame)
         elif self._due:
             self._settle(frame)
@@ -103,7 +125,9 @@ class BeamKeeper:
         self._unproven = False
         self._due = []
         self._changed_at, self.changed, self.cause, self._searched_at = at, True, RESIZED, -1e9
-        self._finder.reset()
+        # A search in the old one may still be going on.
+        self._finder, self._search = BeamFinder(), None
+        self._searching = False
 
     def _doubted(self, at: float) -> bool:
         if self._doubted_at is None:
@@ -131,10 +155,25 @@ class BeamKeeper:
     def _settle(self, frame: Frame) -> None:
         at = frame.captured_at
         self._gather(frame, GATHER_EVERY)
-        if at < self._due[0]:
+        if at >= self._due[0]:
+            self._search_now(frame)
+
+    def _search_now(self, frame: Frame) -> None:
+        self._search = self._searcher(self._finder.beam)
+        self._finish_search(frame)
+
+    def _finish_search(self, frame: Frame) -> None:
+        """Take over what a search found, once it has. Raises what the search raised."""
+        if self._search is None or not self._search.done():
             return
+        found, self._search = self._search.result(), None
+        if self._due:
+            self._settle_on(found)
+        else:
+            self._judge(found, frame)
+
+    def _settle_on(self, found: Beam | None) -> None:
         self._due.pop(0)
-        found = self._finder.beam()
         if found is not None and self.beam is not None and overlap(found, self.beam) < 0.98:
             self._take(found)
         self._note(DUAL_VIEW, self._finder.dual)
@@ -153,11 +192,13 @@ class BeamKeeper:
             self._finder.reset()
             self._searching, self._searched_at, self._watched_from = True, at, None
         self._gather(frame, SEARCH_EVERY)
-        if 0 <= at - self._searched_at < LOOK_AGAIN:
-            return
+        if not 0 <= at - self._searched_at < LOOK_AGAIN:
+            self._search_now(frame)
+
+    def _judge(self, found: Beam | None, frame: Frame) -> None:
+        """Whether the beam that was looked for again is another."""
         self._searching = False
-        found, suspect = self._finder.beam(), self._suspect
-        self._suspect = None
+        suspect, self._suspect = self._suspect, None
         if found is None or self.beam is None:
             return
         if overlap(found, self.beam) >= SAME_BEAM or _upper_part(found, self.beam):
@@ -171,7 +212,7 @@ class BeamKeeper:
         if suspect is not None and overlap(found, suspect) >= SURE_OVERLAP:
             self._noted = {PROFILE_MISFIT} if self._unproven else set()
             self._take(found)
-            self._changed_at, self.cause, self._suspect = at, MOVED, None
+            self._changed_at, self.cause, self._suspect = frame.captured_at, MOVED, None
             self._unproven = False
             self._settle_later(frame)
 

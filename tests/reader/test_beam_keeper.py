@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from reader.beam import Beam
-from reader.beam_keeper import BeamKeeper, overlap
+from reader.beam_keeper import BeamKeeper, BeamSearch, overlap
 from reader.bundle import Bundle, Specification
 from reader.clips import Frame, read_frames
 from reader.phantom import Act, Phantom
@@ -84,6 +87,27 @@ def test_a_beam_that_moved_is_noticed_and_found_again(data: Path, reads: Specifi
     assert said[0] - 6.0 < 1.2
     assert keeper.cause == "beam"
     assert overlap(keeper.beam, _truth(data, name, 640, 200, 440)) > 0.9
+
+
+def test_a_search_done_elsewhere_keeps_no_frame_waiting(reads: Specification) -> None:
+    phantom, let_go = Phantom((Act("normal", 3.0), Act("moved", 5.0))), threading.Event()
+
+    def late(search: BeamSearch) -> Future[Beam | None]:
+        return elsewhere.submit(lambda: (let_go.wait(60), search())[1])
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        keeper = BeamKeeper(reads, None, late)
+        frames = (Frame(phantom.frame(i / RATE), i / RATE, i) for i in range(int(8 * RATE)))
+        for frame in itertools.islice(frames, int(2 * RATE)):
+            keeper.update(frame)
+        first = keeper.beam
+        assert first is not None, "the first guess does not wait"
+        let_go.set()
+        for frame in frames:
+            keeper.update(frame)
+            elsewhere.submit(int).result()
+    assert keeper.beam is not None
+    assert overlap(keeper.beam, first) < 0.7, "what was found elsewhere is taken over"
 
 
 def test_a_picture_of_another_size_is_said_to_be_that(data: Path, reads: Specification) -> None:
