@@ -7,8 +7,8 @@ DEVICE := .venv-device
 DESK := .venv-desk
 DATA ?= ../shared/data
 
-DESKTOP := xvfb x11-xkb-utils xdotool gcc libc6-dev
-MACHINE := qemu-system-x86 linux-image-amd64 busybox-static cpio kmod udev
+DESKTOP := xvfb x11-xkb-utils xdotool gcc libc6-dev chromium orthanc dcmtk dicom3tools tesseract-ocr poppler-utils
+MACHINE := qemu-system-x86 linux-image-amd64 busybox-static cpio kmod udev dmsetup e2fsprogs
 
 .PHONY: demo test test-capture lint clean
 
@@ -16,14 +16,16 @@ demo: $(DEVICE)/.done
 	$(DEVICE)/bin/sonoglance demo
 
 test: $(DESK)/.done
-	@{ command -v Xvfb && command -v xdotool && command -v gcc; } >/dev/null \
+	@PATH=$$PATH:/usr/sbin; \
+	{ command -v Xvfb && command -v xdotool && command -v gcc && command -v chromium && command -v Orthanc \
+	  && command -v dcmdump && command -v dciodvfy && command -v tesseract && command -v pdftoppm; } >/dev/null \
 	  || { apt-get update -qq && apt-get install -y -qq $(DESKTOP) >/dev/null; } \
-	  || echo "window and accelerator tests need: sudo apt-get install $(DESKTOP)"
+	  || echo "tests of windows, pages, DICOM and accelerators need: sudo apt-get install $(DESKTOP)"
 	$(MAKE) lint
 	SONOGLANCE_DATA=$(DATA) $(DESK)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-capture: $(DESK)/.done
-	@{ command -v qemu-system-x86_64 && command -v busybox && command -v cpio && command -v udevadm && ls /boot/vmlinuz-*; } >/dev/null 2>&1 \
+	@{ command -v qemu-system-x86_64 && command -v busybox && command -v cpio && command -v udevadm && command -v dmsetup && command -v mkfs.ext4 && ls /boot/vmlinuz-*; } >/dev/null 2>&1 \
 	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(MACHINE) >/dev/null; } \
 	  || echo "needs: sudo apt-get install $(MACHINE)"
 	$(DESK)/bin/python -m pytest -m vm tests/vm
