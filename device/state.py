@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -44,11 +45,13 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut."""
+    """Have the names in a folder survive a power cut. Raises OSError where the disk fails."""
     handle = os.open(folder, os.O_RDONLY)
     try:
+        os.fsync(handle)
+    except OSError as error:
         # Some file systems of memory sticks cannot do this to a folder; the file itself is safe.
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
