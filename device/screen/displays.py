@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import select
 import shutil
 import socket
+import subprocess
 import sys
+import tty
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from device.clock import now
 from device.errors import DisplayError
+from device.screen.canvas import NO_READING, Button, Image, resized
 from device.screen.drawing import (
     HEIGHT,
     KEYS,
-    NO_READING,
     WIDTH,
     Screen,
     abnormal_probability,
     button_at,
+    buttons_of,
     draw,
-    resized,
     shown_state,
 )
-from device.screen.words import load_words
-
-Image = NDArray[np.uint8]
+from device.screen.exam_drawing import (
+    EXAM_KEYS,
+    REVIEW,
+    ExamPanel,
+    message_line,
+    status_line,
+    summary_line,
+    zone_line,
+)
+from device.screen.words import Words, load_words
 
 WINDOW = "Sonoglance"
 ESCAPE = 27
+SEQUENCE = re.compile(rb"\x1b(\[[0-9;]*[@-~]|O.|.)", re.DOTALL)
+"""What arrows and the like send to a terminal; it ends with what would be a key's letter."""
 PRESSED_SECONDS = 0.15
 """For so long a button is shown as pressed."""
 
@@ -43,6 +55,11 @@ class Display(Protocol):
     no progress bar may write there."""
 
     on_terminal: bool
+
+    @property
+    def drawn(self) -> Image | None:
+        """The picture of the last screen, as ``draw`` made it; None where the display makes none."""
+        ...
 
     def show(self, screen: Screen) -> str:
         """Show a screen; returns the key pressed since the last one, or an empty string."""
@@ -95,6 +112,7 @@ class Nowhere:
     """Shows nothing."""
 
     on_terminal = False
+    drawn = None
 
     def show(self, screen: Screen) -> str:
         """Nothing."""
@@ -118,6 +136,8 @@ class Window:
                 "opencv-python-headless"
             ) from error
         self._size = WIDTH, HEIGHT
+        self.drawn: Image | None = None
+        self._buttons: tuple[Button, ...] = ()
         self._touched = self._pressed = ""
         self._pressed_until = 0.0
         if fullscreen:
@@ -131,8 +151,10 @@ class Window:
 
     def show(self, screen: Screen) -> str:
         """Draw the screen; returns the key or button pressed, ``q`` where the window was closed."""
+        self._buttons = buttons_of(screen)
         pressed = self._pressed if now() < self._pressed_until else ""
-        cv2.imshow(WINDOW, framed(draw(screen, pressed), self._size))
+        self.drawn = draw(screen, pressed)
+        cv2.imshow(WINDOW, framed(self.drawn, self._size))
         code = cv2.waitKeyEx(1) & 0xFFFF
         if code == ESCAPE or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:
             return "q"
@@ -142,7 +164,7 @@ class Window:
         touched, self._touched = self._touched, ""
         # Arrows and the like have codes above ASCII, whose last byte would be a letter.
         typed = chr(code).lower() if code < 128 else ""
-        taken = "f" if typed == " " else typed if typed and typed in KEYS else touched
+        taken = "f" if typed == " " else typed if typed and typed in keys_of(screen) else touched
         if taken:
             self._pressed, self._pressed_until = taken, now() + PRESSED_SECONDS
         return taken
@@ -154,7 +176,12 @@ class Window:
     def _mouse(self, event: int, x: int, y: int, _flags: int, _given: object) -> None:
         if event == cv2.EVENT_LBUTTONDOWN:
             scale, left, top = _fit(self._size)
-            self._touched = button_at((x - left) / scale, (y - top) / scale)
+            self._touched = button_at((x - left) / scale, (y - top) / scale, self._buttons)
+
+
+def keys_of(screen: Screen) -> str:
+    """The keys that mean something on a screen."""
+    return KEYS if screen.exam is None else KEYS + EXAM_KEYS
 
 
 def framed(picture: Image, size: tuple[int, int]) -> Image:
@@ -194,34 +221,101 @@ def _root_size() -> tuple[int, int] | None:
 
 
 class Terminal:
-    """One line that is rewritten on a terminal, and a new line a change where it is no terminal."""
+    """One line that is rewritten on a terminal, and a new line a change where it is no terminal.
+
+    Keys are taken from standard input where that is a terminal.
+    """
 
     on_terminal = True
+    drawn = None
 
     def __init__(self) -> None:
         self._last = ""
+        self._keyboard = Keyboard() if _owns_terminal() else None
 
     def show(self, screen: Screen) -> str:
-        """Write state, probability bar, age and rate."""
+        """Write state, probability bar, age and rate, and in an exam zone and phase; returns the key."""
         state, words = shown_state(screen), load_words(screen.language)
         title, hint = words.state(state, screen.reading.cause if state == screen.reading.state else "")
+        if screen.exam is not None:
+            hint = exam_line(screen.exam, words)
         said = f"{title:<15} {hint}"
         if sys.stdout.isatty():
             p = abnormal_probability(screen.reading, screen.negative) if state not in NO_READING else None
             bar = " " * 20 if p is None else ("#" * round(20 * p)).ljust(20, ".")
             number = "    " if p is None else f"{100 * p:3.0f}%"
-            line = f"{title:<15} [{bar}] {number}  {screen.age_ms:4.0f} ms {screen.fps:3.0f}/s  {hint}"
+            # An exam's line needs the room; and 80 columns is what many terminals have.
+            facts = f"[{bar}] {number}  {screen.age_ms:4.0f} ms {screen.fps:3.0f}/s "
+            line = f"{title:<15} {number if screen.exam is not None else facts} {hint}"
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width]:<{width}}", end="", flush=True)
         elif said != self._last:
             print(f"{screen.reading.frame.captured_at:7.2f} s  {said}", flush=True)
         self._last = said
+        return self._keyboard.key(keys_of(screen)) if self._keyboard is not None else ""
+
+    def close(self) -> None:
+        """End the line, and give the keyboard back."""
+        if self._keyboard is not None:
+            self._keyboard.close()
+        if sys.stdout.isatty():
+            print()
+
+
+def _owns_terminal() -> bool:
+    """Whether keys come from a terminal, and not to another program in front of this one."""
+    return sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+
+
+class Keyboard:
+    """Keys of the terminal, without waiting for the end of a line.
+
+    The terminal is set back by a process of its own when this one closes the keyboard or ends in whatever
+    way, even killed: a shell that echoes nothing is no shell to a user.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdin.fileno()
+        stty = ["stty", "-F", os.ttyname(self._terminal)]
+        before = subprocess.run([*stty, "-g"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        # Ctrl-C reaches it too; and as a background process it may still write the terminal's settings.
+        guard = 'trap "" INT TERM HUP QUIT TSTP TTOU; read -r _; exec "$@"'
+        self._guard = subprocess.Popen(["sh", "-c", guard, "sh", *stty, before], stdin=subprocess.PIPE)
+        self._typed = ""
+        tty.setcbreak(self._terminal)
+
+    def key(self, known: str) -> str:
+        """The next key that is one of those known, a blank as ``f`` and Escape as ``q``; empty for none."""
+        if select.select([self._terminal], [], [], 0)[0]:
+            typed = SEQUENCE.sub(b"", os.read(self._terminal, 1024)).replace(b"\x1b", b"q")
+            self._typed += typed.decode("ascii", "ignore").lower()
+        while self._typed:
+            key, self._typed = self._typed[0].replace(" ", "f"), self._typed[1:]
+            if key in known:
+                return key
         return ""
 
     def close(self) -> None:
-        """End the line."""
-        if sys.stdout.isatty():
-            print()
+        """Set the terminal back as it was."""
+        # A line, since a forked process may hold the pipe's end open.
+        self._guard.communicate(b"\n")
+
+
+def exam_line(panel: ExamPanel, words: Words) -> str:
+    """Zone, what goes on, its readings, and what was said last; at the end of an exam its summary."""
+    parts = [zone_line(panel, words.code)]
+    if panel.closing and panel.summary is not None:
+        total = panel.summary.total
+        parts = [words.exam("no-total") if total is None else f"{words.exam('total')} {total}"]
+        parts.append(summary_line(panel, words))
+    parts.append(status_line(panel, words))
+    if panel.phase == REVIEW and panel.clip is not None:
+        parts.append(f"{words.exam('network')}: {words.zone_state(panel.clip.state)}")
+    if panel.phase == REVIEW and panel.human is not None:
+        grade = "" if panel.human.grade is None else f" {panel.human.grade}"
+        parts.append(f"{words.exam('clinician')}: {words.zone_state(panel.human.state)}{grade}")
+    parts.append(message_line(panel, words) or ("" if panel.acknowledged else words.exam("saving")))
+    return "; ".join(filter(None, parts))
 
 
 def save_snapshot(screen: Screen, folder: Path, name: str) -> Path:

@@ -8,9 +8,8 @@ Everything has a place of its own: nothing ever covers the picture.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,16 +17,41 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from device.screen.illustrations import FAULT as FAULT_SHAPE
+from device.screen.canvas import (
+    ABNORMAL,
+    ALARM,
+    FAULT,
+    NO_PICTURE,
+    NO_READING,
+    THEMES,
+    WHITE,
+    Box,
+    Button,
+    Colour,
+    Image,
+    Slot,
+    Theme,
+    block,
+    look_of,
+    marker,
+    paste,
+    resized,
+    write,
+)
+from device.screen.exam_drawing import (
+    READINGS,
+    REVIEW,
+    ExamPanel,
+    draw_column,
+    draw_readings,
+    draw_summary,
+    draw_total,
+    exam_buttons,
+)
 from device.screen.illustrations import illustration
 from device.screen.words import Words, load_words
 from reader.beam import Beam
 from reader.reader import WITHDRAW_AFTER, Reading
-
-Image = NDArray[np.uint8]
-Colour = tuple[int, int, int]
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 WIDTH, HEIGHT = 1280, 720
 FOOT: Box = (0, 684, WIDTH, HEIGHT)
@@ -42,15 +66,6 @@ BUTTONS: dict[str, Box] = {
     key: (ROOM[0] + 158 * place, 588, ROOM[0] + 158 * place + 148, 676) for place, key in enumerate(KEYS)
 }
 
-# Blue and orange, BGR, stay apart in every common colour deficiency (Okabe and Ito 2008).
-NORMAL: Colour = (233, 180, 86)
-ABNORMAL: Colour = (0, 159, 255)
-UNSURE: Colour = (200, 200, 200)
-FAULT: Colour = (100, 220, 240)
-ALARM: Colour = (0, 30, 160)
-WHITE: Colour = (255, 255, 255)
-BLACK: Colour = (20, 17, 15)
-
 TREND_SECONDS = 12.0
 OLDEST_LIVE_MS = 1500.0
 """Whatever the caller says, an older picture is not shown as live."""
@@ -63,59 +78,38 @@ TINT = 0.35
 
 SOURCE_END = 26
 """Letters of a source's name that are shown at most: the last ones, which hold a grabber's mode."""
-NO_PICTURE = frozenset(
-    {"no-signal", "no-beam", "geometry-changed", "no-device", "starting", "stale", "no-reader"}
-)
-"""States in which there is no picture that may be shown as what the scanner shows now."""
-NO_READING = NO_PICTURE | {"frozen", "no-contact", "not-lung", "held"}
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours for one kind of light. ``filled``: whether the verdict's panel is filled with its colour,
-    which daylight needs, or outlined in it, which spares eyes that are used to the dark."""
-
-    ground: Colour
-    room: Colour
-    text: Colour
-    dim: Colour
-    line: Colour
-    button: Colour
-    filled: bool
-
-    def panel(self, colour: Colour) -> tuple[Colour, Colour, Colour]:
-        """Paper, ink and smaller text of a panel in the colour of a state."""
-        return (colour, BLACK, BLACK) if self.filled else (self.ground, colour, self.text)
-
-
-THEMES = {
-    "dark": Theme(BLACK, (8, 7, 6), (235, 235, 235), (175, 175, 175), (70, 70, 70), (56, 50, 46), False),
-    "light": Theme((238, 238, 238), WHITE, BLACK, (70, 70, 70), (150, 150, 150), (206, 206, 206), True),
-}
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place for text: sizes tried from ``size`` down to ``least``, in as many ``lines`` as it may
-    take within ``width`` and ``height`` pixels."""
-
-    size: int
-    least: int
-    weight: int
-    width: int
-    height: int
-    lines: int = 1
-
-
 VERDICT_TITLE = Slot(88, 58, 800, 418, 140, 2)
 VERDICT_HINT = Slot(28, 22, 500, 424, 66, 2)
+EXAM_TITLE = replace(VERDICT_TITLE, height=130)
+EXAM_HINT = Slot(26, 20, 500, 424, 48, 2)
 REASON_TITLE = Slot(96, 72, 800, 724, 170, 2)
 REASON_HINT = Slot(40, 30, 500, 720, 100, 2)
 LINE = Slot(22, 19, 500, 424, 26)
 FACT = Slot(22, 18, 500, 452, 28)
-PLATE = Slot(24, 19, 600, 140, 30)
+PLATE = Slot(24, 18, 600, 140, 30)
+DIGIT = Slot(52, 52, 700, 60, 56)
 FOOT_LINE = Slot(26, 22, 600, 1256, 34)
 PERCENT = Slot(30, 24, 700, 84, 36)
+
+
+@dataclass(frozen=True)
+class VerdictPlace:
+    """How a verdict lies in its box: the shape's size, what lies how far below the top, how much lower
+    everything lies without a hint, and how far above the foot the bar is. All in pixels."""
+
+    box: Box
+    shape: int
+    shape_at: int
+    title: Slot
+    title_at: int
+    hint: Slot
+    hint_at: int
+    lower: int
+    bar: int
+
+
+WHOLE_VERDICT = VerdictPlace(VERDICT, 108, 68, VERDICT_TITLE, 209, VERDICT_HINT, 317, 36, 24)
+EXAM_VERDICT = VerdictPlace(READINGS, 60, 44, EXAM_TITLE, 144, EXAM_HINT, 226, 20, 18)
 
 
 @dataclass(frozen=True)
@@ -127,6 +121,7 @@ class Screen:
     know of the box itself, ``KEY [VALUE...]`` of the language file. ``alarm``: why nothing here may be
     relied on, likewise. ``delay_ms``: what the grabber adds to the age, where that was measured.
     ``window``: seconds that a verdict gathers, where known. ``theme``: a key of ``THEMES``.
+    ``exam``: the exam that is going on, None where there is none.
     """
 
     reading: Reading
@@ -143,6 +138,7 @@ class Screen:
     theme: str = "dark"
     delay_ms: float | None = None
     window: float | None = None
+    exam: ExamPanel | None = None
 
 
 def draw(screen: Screen, pressed: str = "") -> Image:
@@ -151,13 +147,42 @@ def draw(screen: Screen, pressed: str = "") -> Image:
     Raises DisplayError where there is no such language.
     """
     words, theme = load_words(screen.language), THEMES[screen.theme]
-    base = _base(screen.language, screen.theme, screen.alarm, screen.overlay, screen.held, pressed)
-    canvas = base.copy()
-    state = shown_state(screen)
-    _draw_room(canvas, screen, state, words, theme)
-    _draw_verdict(canvas, screen, state, words, theme)
-    _draw_column(canvas, screen, words, theme)
+    canvas = _base(screen.language, screen.theme, screen.alarm, buttons_of(screen), pressed).copy()
+    state, exam = shown_state(screen), screen.exam
+    if exam is None:
+        _draw_room(canvas, screen, state, words, theme)
+        _draw_verdict(canvas, screen, state, WHOLE_VERDICT, words, theme)
+        _draw_column(canvas, screen, words, theme)
+        return canvas
+    if exam.closing:
+        draw_summary(canvas, ROOM, exam, screen.negative, words, theme)
+        draw_total(canvas, exam, words, theme)
+    elif exam.phase == REVIEW:
+        _draw_room(canvas, *_replayed(screen, state), words, theme)
+        draw_readings(canvas, exam, screen.negative, words, theme)
+    else:
+        _draw_room(canvas, screen, state, words, theme)
+        _draw_verdict(canvas, screen, state, EXAM_VERDICT, words, theme)
+    lines = _box_lines(screen, words, theme)
+    draw_column(canvas, exam, screen.negative, lines, _fact(screen, exam, words), words, theme)
     return canvas
+
+
+def buttons_of(screen: Screen) -> tuple[Button, ...]:
+    """The buttons that a screen has."""
+    theme = "day" if screen.theme == "dark" else "night"
+    if screen.exam is not None:
+        buttons = exam_buttons(screen.exam, screen.overlay, screen.held, ROOM)
+        return tuple(b._replace(label=theme) if b.label == "theme" else b for b in buttons)
+    labels = {
+        "f": "go-on" if screen.held else "freeze",
+        "o": "overlay",
+        "s": "snapshot",
+        "d": theme,
+        "q": "quit",
+    }
+    lit = {"o": screen.overlay, "f": screen.held}
+    return tuple(Button(key, labels[key], BUTTONS[key], lit.get(key, False)) for key in KEYS)
 
 
 def shown_state(screen: Screen) -> str:
@@ -170,23 +195,13 @@ def shown_state(screen: Screen) -> str:
     return state if screen.age_ms <= OLDEST_LIVE_MS else "stale"
 
 
-def button_at(x: float, y: float) -> str:
+def button_at(x: float, y: float, buttons: Sequence[Button]) -> str:
     """The key of the button at a place of the drawn screen; empty where there is none."""
-    for key, (left, top, right, bottom) in BUTTONS.items():
+    for button in buttons:
+        left, top, right, bottom = button.box
         if left <= x < right and top <= y < bottom:
-            return key
+            return button.key
     return ""
-
-
-def look_of(state: str, negative: str) -> tuple[str, Colour]:
-    """The shape and colour that stand for a state."""
-    if state == negative:
-        return "normal", NORMAL
-    if state == "uncertain":
-        return "unsure", UNSURE
-    if state in NO_PICTURE:
-        return FAULT_SHAPE, FAULT
-    return (state, FAULT) if state in NO_READING else ("abnormal", ABNORMAL)
 
 
 def abnormal_probability(reading: Reading, negative: str) -> float | None:
@@ -232,13 +247,6 @@ def _beam_mask(beam: Beam, scale: float) -> Image:
     return np.asarray(cv2.inRange(resized, 255, 255), np.uint8)
 
 
-def resized(picture: Image, size: tuple[int, int]) -> Image:
-    """The picture at another width and height."""
-    # Down to half the size the linear one leaves no pixel out, and is far quicker.
-    method = cv2.INTER_AREA if 2 * size[0] < picture.shape[1] else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(picture, size, interpolation=method), np.uint8)
-
-
 def _scaled(picture: Image, scale: float) -> tuple[int, int]:
     return max(int(picture.shape[1] * scale), 1), max(int(picture.shape[0] * scale), 1)
 
@@ -277,7 +285,7 @@ def _draw_room(canvas: Image, screen: Screen, state: str, words: Words, theme: T
     if screen.overlay and screen.reading.class_map is not None:
         picture = _tint(picture, screen.reading.class_map, _beam_mask(beam, scale))
     canvas[top:bottom, left:right] = 0
-    _paste(canvas, picture, ((left + right) // 2, (top + bottom) // 2))
+    paste(canvas, picture, ((left + right) // 2, (top + bottom) // 2))
     if state in ("held", "frozen"):
         cv2.rectangle(canvas, (left + 2, top + 2), (right - 3, bottom - 3), FAULT, 5)
 
@@ -289,13 +297,21 @@ def _draw_reason(canvas: Image, screen: Screen, state: str, words: Words, theme:
     ink = FAULT if not theme.filled else theme.text
     title, hint = words.state(state, screen.reading.cause if state == screen.reading.state else "")
     cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), theme.room, -1)
-    _paste(canvas, illustration(state, 220, ink, theme.room), (middle, top + 138))
-    _block(canvas, title, (middle, top + 350), REASON_TITLE, ink)
-    _block(canvas, hint, (middle, top + 495), REASON_HINT, theme.text)
+    paste(canvas, illustration(state, 220, ink, theme.room), (middle, top + 138))
+    block(canvas, title, (middle, top + 350), REASON_TITLE, ink)
+    block(canvas, hint, (middle, top + 495), REASON_HINT, theme.text)
 
 
-def _draw_verdict(canvas: Image, screen: Screen, state: str, words: Words, theme: Theme) -> None:
-    left, top, right, bottom = VERDICT
+def _replayed(screen: Screen, state: str) -> tuple[Screen, str]:
+    """The screen with a clip's moment for the live picture, marked as held, where one is replayed."""
+    replay = screen.exam.replay if screen.exam is not None else None
+    return (screen, state) if replay is None else (replace(screen, reading=replay), "held")
+
+
+def _draw_verdict(
+    canvas: Image, screen: Screen, state: str, place: VerdictPlace, words: Words, theme: Theme
+) -> None:
+    left, top, right, bottom = place.box
     middle = (left + right) // 2
     shape, colour = look_of(state, screen.negative)
     paper, ink, text = theme.panel(colour)
@@ -310,36 +326,48 @@ def _draw_verdict(canvas: Image, screen: Screen, state: str, words: Words, theme
     elif state == "uncertain" and not screen.reading.full:
         hint = words["gathering"]
     if not hint:
-        top += 36
-    _paste(canvas, illustration(shape, 108, ink, paper), (middle, top + 68))
-    _block(canvas, title, (middle, top + 209), VERDICT_TITLE, ink)
-    _block(canvas, hint, (middle, top + 317), VERDICT_HINT, text)
+        top += place.lower
+    paste(canvas, illustration(shape, place.shape, ink, paper), (middle, top + place.shape_at))
+    block(canvas, title, (middle, top + place.title_at), place.title, ink)
+    block(canvas, hint, (middle, top + place.hint_at), place.hint, text)
     if share is not None:
-        bar = left + 24, bottom - 24, right - 24, bottom - 14
+        bar = left + 24, bottom - place.bar, right - 24, bottom - place.bar + 10
         cv2.rectangle(canvas, bar[:2], bar[2:], ink, 1)
         cv2.rectangle(canvas, bar[:2], (round(bar[0] + share * (bar[2] - bar[0])), bar[3]), ink, -1)
+
+
+def _box_lines(screen: Screen, words: Words, theme: Theme) -> list[tuple[Colour, str]]:
+    """What must be known of the box and of the picture, each with its marker's colour."""
+    lines = [(FAULT, words.badge(badge)) for badge in screen.badges]
+    return lines + [(theme.text, words.note(note)) for note in screen.reading.notes]
 
 
 def _draw_column(canvas: Image, screen: Screen, words: Words, theme: Theme) -> None:
     left, top, _, bottom = COLUMN
     facts = bottom - 56
-    lines = [(FAULT, words.badge(badge)) for badge in screen.badges]
-    lines += [(theme.text, words.note(note)) for note in screen.reading.notes]
+    lines = _box_lines(screen, words, theme)
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], (FAULT, f"+ {len(lines) - MOST_LINES + 1}")]
     first = facts - 4 - LINE.height * len(lines)
     for row, (colour, line) in enumerate(lines):
         base = first + LINE.height * (row + 1) - 6
-        _marker(canvas, (left + 8, base - 8), colour, theme)
-        _text(canvas, line, (left + 26, base), LINE, theme.text)
+        marker(canvas, (left + 8, base - 8), colour, theme)
+        write(canvas, line, (left + 26, base), LINE, theme.text)
     _draw_trend(canvas, screen, words, theme, (left, top, COLUMN[2] - 88, first - 6))
     age = _age_line(screen, words)
-    _text(canvas, age, (left, facts + 22), FACT, theme.text)
+    write(canvas, age, (left, facts + 22), FACT, theme.text)
     if age and screen.age_ms > WARN_FROM_MS:
         cv2.rectangle(canvas, (left, facts + 28), (COLUMN[2] - 1, facts + 30), FAULT, -1)
     rate = words.unit("rate", screen.fps)
     source = screen.source if len(screen.source) <= SOURCE_END else f"...{screen.source[-SOURCE_END:]}"
-    _text(canvas, f"{rate}   {source}", (left, facts + 50), FACT, theme.dim)
+    write(canvas, f"{rate}   {source}", (left, facts + 50), FACT, theme.dim)
+
+
+def _fact(screen: Screen, exam: ExamPanel, words: Words) -> str:
+    """What the picture is: how old, or that it is not the live one."""
+    if exam.closing:
+        return ""
+    return words.exam("replay") if exam.replay is not None else _age_line(screen, words)
 
 
 def _age_line(screen: Screen, words: Words) -> str:
@@ -350,16 +378,9 @@ def _age_line(screen: Screen, words: Words) -> str:
     return line if screen.delay_ms is None else f"{line} {words.unit('delay', screen.delay_ms)}"
 
 
-def _marker(canvas: Image, centre: tuple[int, int], colour: Colour, theme: Theme) -> None:
-    """A square before a line, with a rim that keeps it apart from any ground."""
-    x, y = centre
-    cv2.rectangle(canvas, (x - 6, y - 6), (x + 6, y + 6), theme.text, -1)
-    cv2.rectangle(canvas, (x - 5, y - 5), (x + 5, y + 5), colour, -1)
-
-
 def _draw_trend(canvas: Image, screen: Screen, words: Words, theme: Theme, box: Box) -> None:
     left, top, right, bottom = box
-    _text(canvas, words.unit("trend", TREND_SECONDS), (left, top + 18), FACT, theme.dim)
+    write(canvas, words.unit("trend", TREND_SECONDS), (left, top + 18), FACT, theme.dim)
     top += 28
     cv2.rectangle(canvas, (left, top), (right, bottom), theme.line, 1)
     middle = (top + bottom) // 2
@@ -376,7 +397,7 @@ def _draw_trend(canvas: Image, screen: Screen, words: Words, theme: Theme, box: 
     p_now = abnormal_probability(screen.reading, screen.negative)
     if p_now is not None and shown_state(screen) not in NO_READING:
         foot = round(bottom - p_now * (bottom - top - 22))
-        _text(canvas, f"{100 * p_now:.0f}%", (right + 12, foot), PERCENT, theme.text)
+        write(canvas, f"{100 * p_now:.0f}%", (right + 12, foot), PERCENT, theme.text)
 
 
 def _polyline(canvas: Image, run: list[tuple[int, int]], colour: Colour) -> None:
@@ -384,128 +405,34 @@ def _polyline(canvas: Image, run: list[tuple[int, int]], colour: Colour) -> None
         cv2.polylines(canvas, [np.array(run, np.int32)], False, colour, 2, cv2.LINE_AA)
 
 
-@lru_cache(maxsize=8)
-def _base(language: str, theme_name: str, alarm: str, overlay: bool, held: bool, pressed: str) -> Image:
+@lru_cache(maxsize=16)
+def _base(language: str, theme_name: str, alarm: str, buttons: tuple[Button, ...], pressed: str) -> Image:
     """What seldom changes: ground, room, buttons and foot. Not to be written to."""
     words, theme = load_words(language), THEMES[theme_name]
     canvas = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     canvas[:] = theme.ground
     canvas[ROOM[1] : ROOM[3], ROOM[0] : ROOM[2]] = 0
-    labels = {
-        "f": "go-on" if held else "freeze",
-        "o": "overlay",
-        "s": "snapshot",
-        "d": "day" if theme_name == "dark" else "night",
-        "q": "quit",
-    }
-    lit = {"o": overlay, "f": held}
-    for key in KEYS:
-        _draw_button(canvas, key, labels[key], words, theme, key == pressed, lit.get(key, False))
+    for button in buttons:
+        _draw_button(canvas, button, words, theme, button.key == pressed)
     left, top, right, bottom = FOOT
     cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), ALARM if alarm else theme.button, -1)
     line = f"{words.alarm(alarm)}   {words['research']}" if alarm else words["research"]
-    _block(canvas, line, (WIDTH // 2, (top + bottom) // 2), FOOT_LINE, WHITE if alarm else theme.text)
+    block(canvas, line, (WIDTH // 2, (top + bottom) // 2), FOOT_LINE, WHITE if alarm else theme.text)
     canvas.flags.writeable = False
     return canvas
 
 
-def _draw_button(
-    canvas: Image, key: str, label: str, words: Words, theme: Theme, pressed: bool, lit: bool
-) -> None:
-    left, top, right, bottom = BUTTONS[key]
+def _draw_button(canvas: Image, button: Button, words: Words, theme: Theme, pressed: bool) -> None:
+    left, top, right, bottom = button.box
+    middle = (left + right) // 2
     paper, ink = (theme.text, theme.ground) if pressed else (theme.button, theme.text)
     cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), paper, -1)
-    if lit:
+    if button.lit:
         cv2.rectangle(canvas, (left + 2, top + 2), (right - 3, bottom - 3), ink, 4)
-    _paste(canvas, illustration(label, 40, ink, paper), ((left + right) // 2, top + 32))
-    _block(canvas, words.button(label), ((left + right) // 2, bottom - 19), PLATE, ink)
-    _text(canvas, key.upper(), (left + 12, top + 28), FACT, ink)
-
-
-def _paste(canvas: Image, picture: Image, centre: tuple[int, int]) -> None:
-    height, width = picture.shape[:2]
-    x, y = centre[0] - width // 2, centre[1] - height // 2
-    canvas[y : y + height, x : x + width] = picture
-
-
-@lru_cache
-def _font() -> Any:
-    """OpenCV 5's TrueType face; None on OpenCV 4, whose stroke font stands in for it."""
-    return cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
-
-
-def _stroke(size: int, weight: int) -> tuple[int, float, int]:
-    return cv2.FONT_HERSHEY_SIMPLEX, size / 34, max(1, size * weight // 12000)
-
-
-def _plain(text: str) -> str:
-    """The text without accents, which the stroke font does not have."""
-    text = text.replace("«", '"').replace("»", '"')
-    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-
-
-def text_width(text: str, size: int, weight: int) -> int:
-    """Width in pixels."""
-    if _font() is None:
-        return int(cv2.getTextSize(_plain(text), *_stroke(size, weight))[0][0])
-    return int(cv2.getTextSize((WIDTH, HEIGHT), text, (0, 0), _font(), size, weight)[2])
-
-
-@lru_cache(maxsize=1024)
-def fitted(text: str, slot: Slot) -> tuple[int, tuple[str, ...]]:
-    """The largest size at which the text fits its slot, and its lines then.
-
-    Text that does not fit at the least size is cut short with an ellipsis.
-    """
-    for size in range(slot.size, slot.least - 1, -1):
-        lines = _wrapped(text, size, slot)
-        if len(lines) <= min(slot.lines, max(1, slot.height // round(size * 1.1))) and all(
-            text_width(line, size, slot.weight) <= slot.width for line in lines
-        ):
-            return size, lines
-    lines = _wrapped(text, slot.least, slot)[: slot.lines]
-    last = lines[-1]
-    while last and text_width(last + "...", slot.least, slot.weight) > slot.width:
-        last = last[:-1]
-    return slot.least, (*lines[:-1], last + "...")
-
-
-def _wrapped(text: str, size: int, slot: Slot) -> tuple[str, ...]:
-    """One line where that will do, else two: broken after a sentence, or about as long as each other."""
-    if slot.lines == 1 or text_width(text, size, slot.weight) <= slot.width:
-        return (text,)
-
-    def wideness(pair: tuple[str, str]) -> tuple[bool, int]:
-        widest = max(text_width(line, size, slot.weight) for line in pair)
-        return widest > slot.width or pair[0][-1] not in ".?:;", widest
-
-    words = text.split(" ")
-    pairs = ((" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words)))
-    return min(pairs, key=wideness, default=(text,))
-
-
-def _block(canvas: Image, text: str, centre: tuple[int, int], slot: Slot, colour: Colour) -> None:
-    """Text in the middle of its slot, which lies around ``centre``."""
-    if not text:
+    plate = replace(PLATE, width=right - left - 8)
+    block(canvas, words.button(button.label), (middle, bottom - 19), plate, ink)
+    if button.key.isdigit():
+        block(canvas, button.key, (middle, top + 34), DIGIT, ink)
         return
-    size, lines = fitted(text, slot)
-    step = round(size * 1.1)
-    # Capitals are about 0.7 of the size high.
-    base = centre[1] + round(size * 0.35) - step * (len(lines) - 1) // 2
-    for row, line in enumerate(lines):
-        at = centre[0] - text_width(line, size, slot.weight) // 2, base + step * row
-        _put(canvas, line, at, size, slot.weight, colour)
-
-
-def _text(canvas: Image, text: str, at: tuple[int, int], slot: Slot, colour: Colour) -> None:
-    """One line from the left, its foot at ``at``."""
-    size, lines = fitted(text, slot)
-    _put(canvas, lines[0], at, size, slot.weight, colour)
-
-
-def _put(canvas: Image, text: str, at: tuple[int, int], size: int, weight: int, colour: Colour) -> None:
-    if _font() is None:
-        font, scale, thickness = _stroke(size, weight)
-        cv2.putText(canvas, _plain(text), at, font, scale, colour, thickness, cv2.LINE_AA)
-    elif text:
-        cv2.putText(canvas, text, at, colour, _font(), size, weight)
+    paste(canvas, illustration(button.label, 40, ink, paper), (middle, top + 32))
+    write(canvas, button.key.upper(), (left + 12, top + 28), FACT, ink)

@@ -256,6 +256,73 @@ def _quit(pen: _Pen) -> None:
     pen.line((18, 82), (82, 18), width=13)
 
 
+def _not_scanned(pen: _Pen) -> None:
+    pen.box(12, 12, 88, 88, width=9)
+    pen.line((36, 50), (64, 50), width=10)
+
+
+def _record(pen: _Pen) -> None:
+    pen.disc((50, 50), 40)
+
+
+def _stop(pen: _Pen) -> None:
+    pen.block(16, 16, 84, 84)
+
+
+def _next(pen: _Pen) -> None:
+    pen.line((10, 50), (70, 50), width=13)
+    pen.area((52, 14), (96, 50), (52, 86))
+
+
+def _new(pen: _Pen) -> None:
+    pen.line((50, 8), (50, 92), width=16)
+    pen.line((8, 50), (92, 50), width=16)
+
+
+def _back(pen: _Pen) -> None:
+    pen.line((90, 50), (30, 50), width=13)
+    pen.area((48, 14), (4, 50), (48, 86))
+
+
+def _auto(pen: _Pen) -> None:
+    # The beam within the corners of a viewfinder.
+    for x, y in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
+        at = 50 - 44 * x, 50 - 44 * y
+        pen.line((at[0], at[1] + 24 * y), at, (at[0] + 24 * x, at[1]), width=9)
+    pen.disc((50, 50), 18)
+
+
+def _accept(pen: _Pen) -> None:
+    pen.line((10, 54), (38, 82), (90, 20), width=15)
+
+
+def _change(pen: _Pen) -> None:
+    for start in (200, 20):
+        pen.arc((50, 50), 36, start, start + 120, width=10)
+    pen.area((94, 36), (98, 70), (66, 56))
+    pen.area((6, 64), (2, 30), (34, 44))
+
+
+def _discard(pen: _Pen) -> None:
+    pen.line((8, 24), (92, 24), width=9)
+    pen.line((36, 22), (36, 8), (64, 8), (64, 22), width=8)
+    pen.area((17, 32), (83, 32), (76, 97), (24, 97))
+    for x in (40, 60):
+        pen.line((x, 44), (x, 84), width=6, ink=False)
+
+
+def _end(pen: _Pen) -> None:
+    for y in (18, 50, 82):
+        pen.disc((12, y), 8)
+        pen.line((32, y), (96, y), width=11)
+
+
+def _sign(pen: _Pen) -> None:
+    pen.line((4, 94), (96, 94), width=7)
+    pen.line((34, 60), (78, 16), width=20)
+    pen.area((20, 84), (25, 56), (44, 75))
+
+
 _DRAWINGS: dict[str, Callable[[_Pen], None]] = {
     "normal": _normal,
     "abnormal": _abnormal,
@@ -279,6 +346,19 @@ _DRAWINGS: dict[str, Callable[[_Pen], None]] = {
     "day": _day,
     "night": _night,
     "quit": _quit,
+    "not-scanned": _not_scanned,
+    "record": _record,
+    "again": _record,
+    "stop": _stop,
+    "next": _next,
+    "new": _new,
+    "back": _back,
+    "auto": _auto,
+    "accept": _accept,
+    "change": _change,
+    "discard": _discard,
+    "end": _end,
+    "sign": _sign,
 }
 
 

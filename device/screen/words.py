@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from device.errors import DisplayError
+from device.exams.exam import NOT_SCANNED
 
 FOLDER = Path(__file__).parent / "languages"
 
@@ -57,6 +58,22 @@ class Words:
     def unit(self, key: str, value: float) -> str:
         """A whole number with its unit."""
         return str(self.table["units"][key]).format(f"{value:.0f}")
+
+    def exam(self, key: str) -> str:
+        """What the screen says of an exam; values are for the caller to fill in."""
+        return str(self.table["exam"][key])
+
+    def exam_message(self, message: str) -> str:
+        """What has just happened in an exam: ``KEY [VALUE...]`` as a line; empty for nothing."""
+        return self._filled("exam-messages", message)
+
+    def zone_state(self, state: str) -> str:
+        """A zone's state: a state's title, or that the zone was not scanned."""
+        return self.exam(state) if state == NOT_SCANNED else self.state(state)[0]
+
+    def pattern(self, name: str) -> str:
+        """A pattern's name; one without words of its own stands as the bundle spells it."""
+        return str(self.table["patterns"].get(name, name))
 
     def _filled(self, section: str, line: str) -> str:
         key, _, rest = line.partition(" ")

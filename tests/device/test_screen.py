@@ -14,32 +14,39 @@ import numpy as np
 import pytest
 
 from device.errors import DisplayError
+from device.exams.exam import NOT_SCANNED
+from device.exams.protocols import load_protocol, protocols
+from device.screen import canvas, exam_drawing
 from device.screen import drawing as module
-from device.screen.displays import Terminal, framed, open_display, screen_reachable
-from device.screen.drawing import (
+from device.screen.canvas import (
     ABNORMAL,
     ALARM,
-    BUTTONS,
     FAULT,
-    FOOT,
-    KEYS,
     NO_PICTURE,
     NO_READING,
     NORMAL,
-    ROOM,
     THEMES,
     UNSURE,
-    VERDICT,
     WHITE,
     Box,
     Colour,
-    Screen,
     Slot,
-    button_at,
-    draw,
     fitted,
+)
+from device.screen.displays import Terminal, framed, open_display, screen_reachable
+from device.screen.drawing import (
+    BUTTONS,
+    FOOT,
+    KEYS,
+    ROOM,
+    VERDICT,
+    Screen,
+    button_at,
+    buttons_of,
+    draw,
     shown_state,
 )
+from device.screen.illustrations import illustration
 from device.screen.words import languages, load_words, placeholders
 from reader.beam import find_beam
 from reader.bundle import Bundle
@@ -137,7 +144,7 @@ def test_a_picture_is_shown_or_the_screen_says_why_not(state: str) -> None:
 
 
 def test_each_no_reading_state_has_a_drawing_of_its_own() -> None:
-    drawings = [module.illustration(state, 100, WHITE, (0, 0, 0)) > 128 for state in sorted(NO_READING)]
+    drawings = [illustration(state, 100, WHITE, (0, 0, 0)) > 128 for state in sorted(NO_READING)]
     for a, b in itertools.combinations(drawings, 2):
         assert (a ^ b).mean() > 0.05
 
@@ -253,7 +260,7 @@ def contrast(a: Colour, b: Colour) -> float:
 
 
 @pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES.keys())
-def test_words_stand_out_from_their_ground_in_both_lights(theme: module.Theme) -> None:
+def test_words_stand_out_from_their_ground_in_both_lights(theme: canvas.Theme) -> None:
     for colour in (NORMAL, ABNORMAL, UNSURE, FAULT):
         paper, ink, text = theme.panel(colour)
         assert contrast(paper, ink) >= 7
@@ -270,8 +277,9 @@ def test_buttons_are_large_enough_for_gloves_and_found_where_they_are_drawn(key:
     left, top, right, bottom = BUTTONS[key]
     assert bottom - top >= 88
     assert right - left >= 88
-    assert button_at(left, top) == button_at((left + right) / 2, (top + bottom) / 2) == key
-    assert button_at(left, top - 1) == button_at(right + 1, top) == ""
+    buttons = buttons_of(screen("normal"))
+    assert button_at(left, top, buttons) == button_at((left + right) / 2, (top + bottom) / 2, buttons) == key
+    assert button_at(left, top - 1, buttons) == button_at(right + 1, top, buttons) == ""
     resting, pressed = draw(screen("normal")), draw(screen("normal"), pressed=key)
     assert (part(resting, BUTTONS[key]) != part(pressed, BUTTONS[key])).mean() > 0.5
     assert np.array_equal(part(resting, ROOM), part(pressed, ROOM))
@@ -360,10 +368,65 @@ def badly_fitting(code: str) -> Iterator[tuple[str, str]]:
         shown.append((age, module.FACT))
     shown.append((f"{words.unit('rate', 60)}   USB3.0 HD 1920x1080 MJPG 60/s", module.FACT))
     shown.append((words.unit("trend", 12), module.FACT))
+    shown += exam_texts(code)
     for text, slot in shown:
         size, lines = fitted(text, slot)
         if " ".join(lines) != text or size < slot.least:
             yield text, f"needs more than {slot.width} pixels at size {slot.least}: {lines}"
+
+
+def exam_texts(code: str) -> Iterator[tuple[str, Slot]]:
+    """Texts of exam mode with the places where they are shown, filled in as wide as they may become."""
+    words = load_words(code)
+
+    def exam(key: str, *values: object) -> str:
+        return words.exam(key).format(*values)
+
+    narrow = replace(exam_drawing.STATUS, width=exam_drawing.STATUS.width - 32)
+    for name in protocols():
+        protocol = load_protocol(name)
+        yield protocol.titled(code), exam_drawing.ZONE_LINE
+        for zone in protocol.zones:
+            yield f"{len(protocol.zones)}/{len(protocol.zones)}  {zone.titled(code)}", exam_drawing.ZONE_LINE
+            yield zone.titled(code), replace(exam_drawing.ZONE_ENTRY, width=300)
+    for key in ("aim", "aim-auto", "reading"):
+        yield exam(key), exam_drawing.STATUS
+    yield exam("recording", 10, 10), narrow
+    yield exam("replay"), exam_drawing.EXAM_LINE
+    for key in exam_drawing.CHECKS:
+        yield exam(key), exam_drawing.CHECK
+    for text in (exam("saving"), exam("saved")):
+        yield text, exam_drawing.MESSAGE
+    zones = [zone.titled(code) for name in protocols() for zone in load_protocol(name).zones]
+    for key, text in words.table["exam-messages"].items():
+        lost = key.startswith(exam_drawing.NOT_SAVED)
+        for value in zones if lost else ("100",):
+            yield text.format(value), exam_drawing.WARNING if lost else exam_drawing.MESSAGE
+    for key in ("network", "clinician"):
+        yield exam(key), exam_drawing.CARD_HEAD
+    for state in ("normal", "opacity", "pneumonia", "uncertain", *sorted(NO_READING), NOT_SCANNED):
+        yield words.zone_state(state), exam_drawing.CARD_TITLE
+        score = exam("score", "1-3")
+        yield f"{words.zone_state(state)}   {score}", replace(exam_drawing.ZONE_ENTRY, width=300)
+    yield exam("not-read"), exam_drawing.CARD_TITLE
+    details = [exam("accepted"), exam("grade", 3), exam("chance", 100)]
+    details += [exam("pattern", text, 100) for text in words.table["patterns"].values()]
+    for text in details:
+        yield text, exam_drawing.CARD_LINE
+    yield exam("total"), exam_drawing.TOTAL_TITLE
+    yield exam("no-total"), exam_drawing.SIGNED_TITLE
+    yield exam("signed"), exam_drawing.SIGNED_TITLE
+    yield exam("worst", "2-3"), exam_drawing.TOTAL_LINE
+    rest = f"{exam('rest-not-scanned', 14)}, {exam('rest-cannot-tell', 14)}"
+    yield f"{exam('scored', 14, 14)}; {rest}", exam_drawing.SUMMARY_HEAD
+    yield exam("to-sign"), exam_drawing.SUMMARY_FOOT
+    # An id is as long as the store makes it.
+    yield exam("number", "20301224-235959-9f3c2a1b"), exam_drawing.TOTAL_LINE
+    yield exam("pdf", "20301224-235959-9f3c2a1b"), exam_drawing.SUMMARY_FOOT
+    # Seven buttons share the row, four the column.
+    for text in words.table["buttons"].values():
+        yield text, replace(module.PLATE, width=98)
+    yield words.button("grade"), replace(module.PLATE, width=100)
 
 
 @pytest.mark.parametrize("code", languages())
@@ -384,7 +447,7 @@ def test_titles_are_read_from_two_metres(state: str, code: str) -> None:
     title = load_words(code).state(state)[0] if state not in NO_PICTURE else load_words(code)["no-reading"]
     size, _ = fitted(title, module.VERDICT_TITLE)
     sheet = np.zeros((200, 200, 3), np.uint8)
-    module._put(sheet, "H", (50, 150), size, module.VERDICT_TITLE.weight, WHITE)
+    canvas.put(sheet, "H", (50, 150), size, module.VERDICT_TITLE.weight, WHITE)
     assert np.count_nonzero(sheet.any(axis=(1, 2))) >= 40
 
 
@@ -399,16 +462,16 @@ def test_words_stay_inside_the_screen(state: str, code: str) -> None:
 def test_without_truetype_text_the_stroke_font_stands_in_without_accents(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_font", lambda: None)
-    for cached in (module.fitted, module._base):
+    monkeypatch.setattr(canvas, "_font", lambda: None)
+    for cached in (canvas.fitted, module._base):
         cached.cache_clear()
     try:
-        assert module._plain("Échographe allumé ? « oui »") == 'Echographe allume ? " oui "'
+        assert canvas._plain("Échographe allumé ? « oui »") == 'Echographe allume ? " oui "'
         picture = draw(screen("no-beam", opacity=None, language="fr"))
         assert has_colour(part(picture, ROOM), FAULT, 4000)
         assert (picture[40:660, [0, -1]] == picture[0, 0]).all()
     finally:
-        for cached in (module.fitted, module._base):
+        for cached in (canvas.fitted, module._base):
             cached.cache_clear()
 
 
