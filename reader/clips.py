@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-# FFmpeg's own messages tell a user nothing that our one line does not; set before OpenCV loads it.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 import cv2
 import numpy as np
@@ -22,6 +17,8 @@ Image = NDArray[np.uint8]
 
 STILL_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm"})
 CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".mpeg", ".mpg", ".gif", ".webm", ".m4v"})
+JPEG, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+"""How a JPEG begins, and the markers of a scan's start and of the picture's end (ITU-T T.81, table B.1)."""
 SUFFIXES = STILL_SUFFIXES | CLIP_SUFFIXES
 COMPLETE_SHARE = 0.9
 """A clip is cut off when it holds less than this share of the frames that its header promises."""
@@ -81,7 +78,11 @@ def read_still(path: Path) -> Image:
     Deeper pictures are scaled from the smallest whole number of bits that holds their brightest
     pixel; a transparent picture lies on black.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    _refuse_cut_off(path)
+    try:
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ClipError(f"{path}: cannot be decoded as a picture ({error.err})") from error
     if image is None:
         raise ClipError(f"{path}: cannot be decoded as a picture; is it cut off or renamed?")
     if image.dtype != np.uint8:
@@ -95,6 +96,17 @@ def read_still(path: Path) -> Image:
     elif image.ndim == 3 and image.shape[2] != 3:
         image = image[:, :, 0]
     return np.ascontiguousarray(image, np.uint8)
+
+
+def _refuse_cut_off(path: Path) -> None:
+    """Raise ClipError for a JPEG without its end, which OpenCV fills up with gray in place of refusing it.
+
+    The end-of-image marker must follow the last scan; a small picture in its head has one of its own. Neither
+    marker can be part of a scan's data (ITU-T T.81, B.1.1.5).
+    """
+    content = path.read_bytes()
+    if content.startswith(JPEG) and content.rfind(JPEG_END) < content.rfind(JPEG_SCAN):
+        raise ClipError(f"{path}: cut off, its end is missing; copy it again")
 
 
 def _read_clip(path: Path) -> Iterator[Frame]:

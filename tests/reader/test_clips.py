@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import base64
 import itertools
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -105,3 +107,23 @@ def test_transparent_parts_are_black(tmp_path: Path) -> None:
 def test_a_survey_tells_how_long_a_short_clip_lasts(tmp_path: Path) -> None:
     assert survey_clip(write_clip(tmp_path / "s.avi", "normal", 1.0)).span == pytest.approx(0.96, abs=0.01)
     assert survey_clip(write_clip(tmp_path / "l.avi", "normal", 5.0)).span is None
+
+
+def test_a_jpeg_cut_anywhere_is_refused_though_opencv_would_fill_it_up(data: Path, tmp_path: Path) -> None:
+    whole = data / "cxr" / "kermany" / "IM-0115-0001.jpeg"
+    read_still(whole)
+    content, cut = whole.read_bytes(), tmp_path / "cut.jpeg"
+    scan = content.rfind(b"\xff\xda")
+    for end in range(scan + 2, len(content) - 1, 97):
+        cut.write_bytes(content[:end])
+        with pytest.raises(ClipError, match="cut off"):
+            read_still(cut)
+
+
+def test_a_picture_that_claims_to_be_huge_is_one_clear_error(tmp_path: Path) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 500_000, 500_000, 8, 0, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(header))
+    path = tmp_path / "huge.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + crc)
+    with pytest.raises(ClipError, match=r"huge\.png: cannot be decoded"):
+        read_still(path)
