@@ -5,6 +5,10 @@ SonoglanceError
 │   └── CaptureError                     why a grabber gives no picture now (device.capture.driver)
 ├── ProfileError (also ValueError)       a scanner profile is damaged or taken (device.settings.scanners)
 ├── SetupError (also RuntimeError)       a scanner cannot be set up as asked (device.settings.setup)
+├── ProtocolError (also ValueError)      a scanning protocol is none (device.exams.protocols)
+├── AdviceError (also ValueError)        a table of advice has mistakes (device.exams.advice)
+├── ExportError (also RuntimeError)      an exam cannot be handed on (device.export)
+├── WebError (also OSError)              the web page cannot be served (device.web.server)
 ├── DisplayError (also RuntimeError)     no screen can be reached
 ├── AcceleratorError (also RuntimeError) an accelerator cannot be used, or was lost
 └── StoreError (also OSError)            an exam cannot be kept, or found

@@ -17,8 +17,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from device.exams.advice import AdviceError, load_advice
+from device.exams.protocols import protocols
 from device.runners import AUTO, KINDS
-from device.screen.drawing import THEMES as SCREEN_THEMES
+from device.screen.canvas import THEMES as SCREEN_THEMES
 from device.screen.words import languages
 from device.settings.scanners import NAME, profile_path
 from device.state import default_state_folder, write_whole
@@ -78,6 +80,43 @@ class ScreenTable:
 
 
 @dataclass(frozen=True)
+class ExamTable:
+    """``[exam]``: what an exam is here. An empty ``protocol``: reading only, no exams. ``folder``: the store
+    of exams; ``quota``: gigabytes for clips, 0 for the disk's own. ``advice`` is None where the table that
+    comes with the program is meant."""
+
+    protocol: str
+    site: str
+    operator: str
+    seconds: int
+    autocapture: bool
+    folder: Path | None
+    quota: int
+    make_room: bool
+    advice: Path | None
+
+
+@dataclass(frozen=True)
+class WebTable:
+    """``[web]``: the second screen. ``certificate`` and ``key``: PEM files, both or none."""
+
+    enabled: bool
+    host: str
+    port: int
+    certificate: Path | None
+    key: Path | None
+
+
+@dataclass(frozen=True)
+class SendTable:
+    """``[send]``: the archive that signed exams go to, ``HOST:PORT/TITLE``; empty for none. ``title``: what
+    this box calls itself there."""
+
+    destination: str
+    title: str
+
+
+@dataclass(frozen=True)
 class StateTable:
     """``[state]``: where the box keeps what it learnt."""
 
@@ -92,10 +131,26 @@ class Config:
     source: SourceTable
     reader: ReaderTable
     screen: ScreenTable
+    exam: ExamTable
+    web: WebTable
+    send: SendTable
     state: StateTable
 
+    @property
+    def store_folder(self) -> Path:
+        """Where exams are kept."""
+        return self.exam.folder or self.state.folder / "exams"
 
-TABLES = {"source": SourceTable, "reader": ReaderTable, "screen": ScreenTable, "state": StateTable}
+
+TABLES = {
+    "source": SourceTable,
+    "reader": ReaderTable,
+    "screen": ScreenTable,
+    "exam": ExamTable,
+    "web": WebTable,
+    "send": SendTable,
+    "state": StateTable,
+}
 
 
 @dataclass(frozen=True)
@@ -155,13 +210,63 @@ def existing(what: str, empty: Path | None, folder: bool = False) -> Rule:
     )
 
 
-def state_path() -> Rule:
-    """A full path, which need not exist yet; empty for the box's usual folder."""
+def advice_table() -> Rule:
+    """A whole table of what is usually examined next; empty for the one that comes with the program."""
+    there = existing("a table of what is usually examined next", None)
+
+    def parse(value: Any) -> Path | None:
+        path: Path | None = there.parse(value)
+        if path is not None:
+            try:
+                load_advice(path)
+            except AdviceError as error:
+                raise ValueError("must be whole: " + str(error).replace("\n", "; ")) from error
+        return path
+
+    return Rule(there.words, parse)
+
+
+def folder_path(empty: Callable[[], Path | None]) -> Rule:
+    """A full path, which need not exist yet; empty for what ``empty`` gives."""
     return _rule(
         "the full path of a folder (or empty)",
         lambda v: v == "" or (_printable(v) and v.startswith("/") and not _is_other_than_folder(v)),
-        lambda v: Path(v) if v else default_state_folder(),
+        lambda v: Path(v) if v else empty(),
     )
+
+
+def protocol_name() -> Rule:
+    """A protocol that comes with the program, a file of one's own, or nothing."""
+    known = protocols()
+    names = ", ".join(f'"{name}"' for name in known)
+    return _rule(f"one of {names}, or a protocol's file by its full path (or empty)",
+                 lambda v: v in ("", *known) or (_printable(v) and _exists(v)))  # fmt: skip
+
+
+def line(longest: int) -> Rule:
+    """A short text."""
+    return _rule(f"a line of at most {longest} letters", lambda v: _printable(v) and len(v) <= longest)
+
+
+def host() -> Rule:
+    """A host's name or address."""
+    name = re.compile(r"[\w.:-]{1,253}", re.ASCII)
+    return _rule("a host's name or address", lambda v: isinstance(v, str) and bool(name.fullmatch(v)))
+
+
+def archive() -> Rule:
+    """A DICOM node as ``HOST:PORT/TITLE``, or nothing."""
+    node = re.compile(r"[\w.-]{1,253}:\d{1,5}/[\x21-\x5b\x5d-\x7e]{1,16}", re.ASCII)
+    return _rule(
+        "an archive as HOST:PORT/TITLE (or empty)",
+        lambda v: v == "" or (isinstance(v, str) and bool(node.fullmatch(v))),
+    )
+
+
+def title() -> Rule:
+    """A DICOM application entity title (DICOM PS3.5, AE)."""
+    entity = re.compile(r"[\x21-\x5b\x5d-\x7e]{1,16}")
+    return _rule("1 to 16 letters without blanks", lambda v: isinstance(v, str) and bool(entity.fullmatch(v)))
 
 
 def _printable(value: Any) -> bool:
@@ -222,12 +327,40 @@ FACTS = (
     Fact("screen.theme", "dark", one_of(*THEMES), "colours: for a dark room or for daylight"),
     Fact("screen.overlay", True, switch(), "tint what speaks for an opacity"),
     Fact("screen.fullscreen", False, switch(), "the window covers the whole screen"),
+    Fact("exam.protocol", "", protocol_name(), "zones of an exam; empty: reading only, no exams are kept"),
+    Fact("exam.site", "", line(64), "where exams are done, for reports and trends"),
+    Fact("exam.operator", "", line(64), "who scans, for reports"),
+    Fact("exam.seconds", 6, whole(2, 30), "length of a clip that the box takes by itself, seconds"),
+    Fact("exam.autocapture", True, switch(), "take a clip when the view is good; the screen can change it"),
+    Fact(
+        "exam.folder", "", folder_path(lambda: None), "where exams are kept; empty: exams in the state folder"
+    ),
+    Fact("exam.quota", 0, whole(0, 100_000), "gigabytes that clips may take; 0: the disk's, less a reserve"),
+    Fact(
+        "exam.make_room",
+        False,
+        switch(),
+        "leave to remove the oldest signed exams that were sent or need not be, when the room is full",
+    ),
+    Fact(
+        "exam.advice",
+        "",
+        advice_table(),
+        "a clinic's own table; empty: the one that comes with the program",
+    ),
+    Fact("web.enabled", False, switch(), "a second screen: a web page on this box"),
+    Fact("web.host", "127.0.0.1", host(), "address it answers on; 127.0.0.1: from this box only"),
+    Fact("web.port", 8700, whole(1, 65535), "its port"),
+    Fact("web.certificate", "", existing("a PEM certificate", None), "for HTTPS; empty: plain HTTP"),
+    Fact("web.key", "", existing("a PEM private key", None), "the certificate's key"),
+    Fact("send.destination", "", archive(), "DICOM archive that signed exams are sent to; empty: none"),
+    Fact("send.title", "SONOGLANCE", title(), "what this box calls itself there"),
     Fact(
         "state.folder",
         "",
-        state_path(),
-        "where scanner profiles are kept; empty: $SONOGLANCE_STATE, else /var/lib/sonoglance where it can "
-        "be written, else the user's own state folder",
+        folder_path(default_state_folder),
+        "where scanner profiles and exams are kept; empty: $SONOGLANCE_STATE, else /var/lib/sonoglance where "
+        "it can be written, else the user's own state folder",
     ),
 )
 _BY_KEYS = {fact.keys: fact for fact in FACTS}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from device.screen import drawing as screen
+from device.screen.canvas import THEMES
 from device.settings import config as configuration
 from device.settings.config import (
     FACTS,
@@ -85,6 +85,17 @@ OK = [
     ("reader.bundle", '"/"'),
     ("reader.keys", '""'),
     ("screen.display", '"none"'),
+    ("exam.protocol", '""'),
+    ("exam.protocol", '"zones-12"'),
+    ("exam.seconds", "2"),
+    ("exam.folder", '"/nowhere/yet"'),
+    ("exam.quota", "0"),
+    ("web.host", '"0.0.0.0"'),
+    ("web.host", '"::1"'),
+    ("web.certificate", '"/etc/passwd"'),
+    ("send.destination", '"10.0.0.5:104/PACS"'),
+    ("send.destination", '""'),
+    ("send.title", '"WARD_3"'),
     ("state.folder", '"/nowhere/yet"'),
 ]
 FAIL = [
@@ -120,6 +131,25 @@ FAIL = [
     ("screen.overlay", "[]", "true or false"),
     ("screen.fullscreen", "{}", "true or false"),
     ("screen.fullscreen", "2026-01-01", "true or false"),
+    ("exam.protocol", '"blue"', '"blue-6"'),
+    ("exam.site", f'"{65 * "x"}"', "at most 64 letters"),
+    ("exam.operator", "7", "at most 64 letters"),
+    ("exam.seconds", "1", "from 2 to 30"),
+    ("exam.autocapture", '"on"', "true or false"),
+    ("exam.folder", '"exams"', "full path of a folder"),
+    ("exam.quota", "-1", "from 0 to"),
+    ("exam.make_room", "1", "true or false"),
+    ("exam.advice", '"/no/such/table.json"', "full path"),
+    ("exam.advice", '"/etc/passwd"', "not JSON"),
+    ("web.enabled", '"yes"', "true or false"),
+    ("web.host", '"10.0.0.5/24"', "a host's name"),
+    ("web.port", "0", "from 1 to 65535"),
+    ("web.certificate", '"cert.pem"', "full path"),
+    ("web.key", '"/no/such.pem"', "full path"),
+    ("send.destination", '"pacs"', "HOST:PORT/TITLE"),
+    ("send.destination", '"10.0.0.5:104/A TITLE"', "HOST:PORT/TITLE"),
+    ("send.title", '""', "1 to 16 letters"),
+    ("send.title", '"SEVENTEEN-LETTERS"', "1 to 16 letters"),
     ("state.folder", '"relative"', "full path of a folder"),
     ("state.folder", '"/etc/passwd"', "full path of a folder"),
     ("source.widht", "1280", "did you mean source.width?"),
@@ -146,7 +176,7 @@ def test_fail(tmp_path: Path, key: str, value: str, allowed: str) -> None:
 
 
 def test_the_themes_are_those_that_the_screen_has() -> None:
-    assert set(configuration.THEMES) == set(screen.THEMES)
+    assert set(configuration.THEMES) == set(THEMES)
 
 
 def test_every_key_has_values_that_are_tried() -> None:
