@@ -1,6 +1,6 @@
 # make demo: a small environment and the bedside reader on the built-in phantom.
 # make test: everything else, then lint, types, house rules and tests.
-# make test-capture: capture on a real kernel's V4L2, in a small virtual machine.
+# make test-capture: capture on a real kernel's V4L2 and power cuts, in a small virtual machine.
 
 PYTHON ?= python3
 DEVICE := .venv-device
