@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reader.bundle import Manifest
+from reader.patterns import FEWEST_PATIENTS, LEAST_AUC
 
 CARD = "card.md"
 CITATIONS = {
@@ -33,6 +34,7 @@ def card(manifest: Manifest) -> str:
         ["## Outcome, inputs, preparation (7 to 9, 11, 15)", *_inputs(manifest)],
         ["## Development (10, 12, 13, 16, 21)", *_development(manifest)],
         ["## Figures (23)", *_figures(manifest)],
+        *([["## Patterns (23)", *_patterns(manifest)]] if manifest.reads.patterns else []),
         ["## What int8 costs (23)", *_int8(manifest)],
         ["## Subgroups (14)", *_subgroups(manifest.figures["float"])],
         ["## What else tells the labels apart (14)", *_confounds(manifest.provenance)],
@@ -123,6 +125,19 @@ def _figures(manifest: Manifest) -> list[str]:
     return [
         f"In brackets: 95 % intervals over patients. Of the float network, decided at the threshold, without abstaining.\n\n{shown}"
     ]
+
+
+def _patterns(manifest: Manifest) -> list[str]:
+    lines = ["| clips, out of fold | patients with / without | AUC | |", "|---|---|---|---|"]
+    for of in manifest.reads.patterns:
+        auc = _interval({"value": of.auc, "low": of.low, "high": of.high})
+        said = f"named from {of.threshold:.3f}" if of.supported else "not shown: not supported"
+        lines.append(f"| {of.name} | {of.with_it} / {of.without_it} | {auc} | {said} |")
+    rule = (
+        f"A pattern is shown where the interval of its AUC begins at {LEAST_AUC:g} or above, on "
+        f"{FEWEST_PATIENTS} patients with and {FEWEST_PATIENTS} without it; the threshold was chosen on the same folds."
+    )
+    return ["\n".join(lines), rule]
 
 
 def _int8(manifest: Manifest) -> list[str]:

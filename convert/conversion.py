@@ -197,23 +197,28 @@ def _converted(
             maps.setdefault(name, [np.zeros(0, np.float32)] * len(clips))
             for place, found in of.items():
                 maps[name][place] = found
+    # The gate is about verdicts, and folds keep the maps of their labels alone.
+    judged = replace(run, reads=replace(run.reads, patterns=()))
     steps.next("reading with the shipped network")
     shipped_clips = clips or _as_clips(calibration, run.reads)
     maps_of = {proof.FLOAT: FLOAT_TFLITE, MODEL: MODEL}
     shipped = proof.read(
-        shipped_clips, {name: _read(shipped_clips, artifacts[of]) for name, of in maps_of.items()}, run.reads
+        shipped_clips,
+        {name: _read(shipped_clips, artifacts[of]) for name, of in maps_of.items()},
+        judged.reads,
     )
     steps.next("comparing")
-    held = proof.read(clips, maps, run.reads) if clips else None
-    report = _report(run, how, folds, held, shipped, calibration, apart)
+    held = proof.read(clips, maps, judged.reads) if clips else None
+    report = _report(judged, how, folds, held, shipped, calibration, apart)
+    report["patterns"] = _patterns(run, how, held, shipped)
     if held is not None:
-        write_flipped(held, run.reads, MODEL, pictures)
+        write_flipped(held, judged.reads, MODEL, pictures)
     else:
         pictures.mkdir(parents=True)
     steps.next("judging every layer")
     inputs = calibration.inputs
     report["blame"] = asdict(find_blame(artifacts[MODEL].content, artifacts[FLOAT_TFLITE].content, inputs))
-    report["gate"] = _gate(report, held, run, how.limits)
+    report["gate"] = _gate(report, held, judged, how.limits)
     steps.next("trying mixed precision")
     worst = [layer["name"] for layer in sorted(report["blame"]["layers"], key=_rmse_if_float)]
     report["mixed"] = offer_mixed(rounded, artifacts, calibration, worst)
@@ -393,6 +398,29 @@ def _report(
         "float_tflite_against_keras": round(float_difference, 6),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
+
+
+def _patterns(run: Run, how: Conversion, held: proof.Read | None, shipped: proof.Read) -> dict[str, Any]:
+    """Agreement of int8 with float in every supported pattern, of the folds pooled and of the shipped
+    network. Raises ConversionError where int8 moves one further than a label may be moved."""
+    reads = run.reads
+    scores = [proof.pattern_scores(shipped, reads, name) for name in (proof.FLOAT, MODEL)]
+    found = {"shipped": proof.pattern_agreement(scores[0], scores[1], reads)}
+    if held is not None:
+        if how.held_out:
+            said: Sequence[Mapping[str, float]] = proof.pattern_scores(held, reads, proof.FLOAT)
+        else:
+            said = [run.pattern_scores.get(clip.sample.name, {}) for clip in held.clips]
+        found["held"] = proof.pattern_agreement(said, proof.pattern_scores(held, reads, MODEL), reads)
+    for where, by in found.items():
+        for name, of in by.items():
+            if of["difference_of_p"]["mean"] > how.limits.difference_of_p:
+                moved = of["difference_of_p"]["mean"]
+                raise ConversionError(
+                    f"int8 moves the pattern {name} by {moved:.3f} on average ({where}), "
+                    f"{how.limits.difference_of_p:g} allowed: take it out of the task"
+                )
+    return found
 
 
 def _gate(report: dict[str, Any], held: proof.Read | None, run: Run, limits: Limits) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 
 from convert.gate import Evidence
 from reader.bundle import Specification
+from reader.patterns import clip_patterns, pattern_probabilities
 from reader.preprocess import cell_weights
 from reader.verdict import probabilities
 from training.evaluation import (
@@ -216,6 +217,41 @@ def _peaks(of: Read, reads: Specification, name: str) -> dict[str, Any]:
         "median_cells": float(np.median(moved)) if moved else None,
         "largest_cells": max(moved, default=None),
     }
+
+
+def pattern_scores(of: Read, reads: Specification, name: str) -> list[dict[str, float]]:
+    """What a network says of each clip's supported patterns: its probability by pattern."""
+    found = []
+    for clip, maps in zip(of.clips, of.maps[name], strict=True):
+        cells = cell_weights(clip.mask(reads.size), *maps.shape[1:3])
+        frames = (pattern_probabilities(one, cells, reads.map_channels, reads.patterns) for one in maps)
+        found.append(clip_patterns(frames))
+    return found
+
+
+def pattern_agreement(
+    said: Sequence[Mapping[str, float]], others: Sequence[Mapping[str, float]], reads: Specification
+) -> dict[str, Any]:
+    """How far int8 follows float in each supported pattern: ``clips``, how many are ``named_otherwise``, and
+    the ``difference_of_p``. ``said``: by clip, of float, which need not know every pattern of every clip."""
+    found = {}
+    for pattern in (of for of in reads.patterns if of.supported):
+        pairs = [
+            (a[pattern.name], b[pattern.name]) for a, b in zip(said, others, strict=True) if pattern.name in a
+        ]
+        if not pairs:
+            continue
+        before, after = np.array(pairs).T
+        apart = np.abs(after - before)
+        found[pattern.name] = {
+            "clips": len(pairs),
+            "named_otherwise": int(((before >= pattern.threshold) != (after >= pattern.threshold)).sum()),
+            "difference_of_p": {
+                "mean": round(float(apart.mean()), 5),
+                "largest": round(float(apart.max()), 5),
+            },
+        }
+    return found
 
 
 def calibration(of: Read, reads: Specification, name: str) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def render(report: Mapping[str, Any]) -> str:
         _how(report),
         _accuracy(report, names),
         _agreement(report, names),
+        _patterns(report),
         _calibration(report["calibration"]),
         _layers(report["blame"]),
         _mixed(report.get("mixed", [])),
@@ -309,6 +310,20 @@ def _agreed(name: str, of: Found) -> list[str]:
         f"{apart['p95']:.4f}",
         f"{apart['largest']:.4f}",
     ]
+
+
+def _patterns(report: Found) -> str:
+    where = {"held": "held-out patients", "shipped": "the shipped network"}
+    rows = [
+        [name, where[key], _of(of["named_otherwise"], of["clips"])]
+        + [f"{of['difference_of_p'][end]:.4f}" for end in ("mean", "largest")]
+        for key, by in report.get("patterns", {}).items()
+        for name, of in by.items()
+    ]
+    if not rows:
+        return ""
+    head = ["Pattern", "On", "Clips named otherwise", "|Δp| mean", "largest"]
+    return "<h2>Patterns</h2>" + page.table(head, rows, "int8 TFLite with float, by clip")
 
 
 def _agreements(rows: Sequence[Sequence[str]], caption: str) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 
 from reader.errors import BundleError
 from reader.familiar import Familiarity
+from reader.patterns import Pattern
 from reader.runner import LITERT, LiteRtRunner, OnnxRunner, graphics_providers
 from reader.runner import ONNX as ONNX_KIND
 from reader.verdict import VerdictRule
@@ -49,7 +50,8 @@ class Specification:
 
     ``size``: side of the input in pixels. ``channels``: the moment each input channel shows, in
     seconds before now. ``beam``: ``ultrasound`` or ``whole``. ``map_channels``: the class map's
-    channels by name, every label among them. ``familiarity``: what lung looks like, to notice what is
+    channels by name, every label among them, and every supported pattern. ``patterns``: what was tried to
+    be named beside the label, with its figures. ``familiarity``: what lung looks like, to notice what is
     not; it lies in a file of its own, and without it anything is taken for lung.
     """
 
@@ -61,6 +63,7 @@ class Specification:
     map_channels: tuple[str, ...]
     temperature: float
     verdict: VerdictRule
+    patterns: tuple[Pattern, ...] = ()
     familiarity: Familiarity | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +71,8 @@ class Specification:
             raise ValueError("needs two labels or more, the negative one among them")
         if not set(self.labels) <= set(self.map_channels):
             raise ValueError("every label needs a map channel of its name")
+        if not {p.name for p in self.patterns if p.temperature is not None} <= set(self.map_channels):
+            raise ValueError("every pattern with a temperature needs a map channel of its name")
         if self.beam not in ("ultrasound", "whole"):
             raise ValueError(f"unknown beam rule {self.beam!r}")
         if not self.channels or max(self.channels) > 0 or min(self.channels) < -10:
@@ -79,6 +84,9 @@ class Specification:
         """Plain JSON values, all but ``familiarity``."""
         value = asdict(replace(self, familiarity=None))
         del value["familiarity"]
+        if not self.patterns:
+            # A Sonoglance from before there were patterns reads it too.
+            del value["patterns"]
         return value
 
     @classmethod
@@ -88,6 +96,7 @@ class Specification:
             key: tuple(field) if isinstance(field, list) else field for key, field in value.items()
         }
         fields["verdict"] = VerdictRule(**value["verdict"])
+        fields["patterns"] = tuple(Pattern(**pattern) for pattern in value.get("patterns", ()))
         return cls(**fields)
 
 

@@ -57,6 +57,10 @@ PROGRAMME = (
 """One round of the demonstration: lungs, and each fault that a picture can show. ``b-lines`` can be
 acted too, but the default network takes these drawn ones for a normal lung."""
 
+ZONES_SHOWN = ("normal", "normal", "consolidation", "normal", "normal", "consolidation")
+EXAM_PROGRAMME = tuple(act for lung in ZONES_SHOWN for act in (Act("no-contact", 2.5), Act(lung, 10.0)))
+"""One round of an exam: a lung a zone, the probe lifted before each."""
+
 
 @dataclass(frozen=True)
 class _Fan:

@@ -7,16 +7,17 @@ is a figure at the bedside. It is fed with frames and their times and keeps no c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reader.beam import Beam, gray
-from reader.beam_keeper import BeamKeeper
+from reader.beam_keeper import BeamKeeper, Searcher, search_at_once
 from reader.bundle import Specification
 from reader.clips import Frame
 from reader.familiar import FamiliarityWatch, Onlooker
+from reader.patterns import pattern_probabilities
 from reader.preprocess import Moments
 from reader.runner import Runner
 from reader.signal import (
@@ -72,7 +73,8 @@ class Reading:
     ``state``: a label, ``uncertain``, or the reason why there is no reading. ``p``: windowed
     probability by label, None without a reading. ``class_map``: the probability of any label but
     the negative one, by cell, float32 [rows, columns]; None without a reading. ``full``: whether
-    the window is filled. ``cause`` and ``notes``: as in ``View``.
+    the window is filled. ``cause`` and ``notes``: as in ``View``. ``patterns``: probability in this
+    frame by pattern, of those that the figures support; empty without a reading.
     """
 
     state: str
@@ -84,6 +86,7 @@ class Reading:
     verdict: Verdict | None = None
     cause: str = ""
     notes: tuple[str, ...] = ()
+    patterns: Mapping[str, float] = field(default_factory=dict)
 
 
 class Reader:
@@ -95,10 +98,11 @@ class Reader:
         runner: Runner | None = None,
         beam: Beam | None = None,
         span: float | None = None,
+        searcher: Searcher = search_at_once,
     ) -> None:
         """``runner`` may be None where only ``look`` and ``conclude`` are used. ``beam``: from a
         scanner profile or a survey of the clip, else it is found on the way. ``span``: seconds that
-        the source lasts, where known."""
+        the source lasts, where known. ``searcher``: has later searches for the beam done."""
         self._reads, self._runner = specification, runner
         self._tracker = VerdictTracker(
             specification.verdict, specification.labels, specification.negative, span
@@ -111,7 +115,7 @@ class Reader:
         known = specification.familiarity
         self._familiar = FamiliarityWatch(known.limit) if known is not None else None
         self._onlooker: Onlooker | None = None
-        self._beams = BeamKeeper(specification, beam)
+        self._beams = BeamKeeper(specification, beam, searcher)
         self._last: Reading | None = None
         self._last_reading_at: float | None = None
 
@@ -270,5 +274,8 @@ class Reader:
             verdict.full,
             verdict,
             notes=view.notes,
+            patterns=pattern_probabilities(
+                class_map, weights, self._reads.map_channels, self._reads.patterns
+            ),
         )
         return self._last

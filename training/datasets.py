@@ -43,6 +43,33 @@ class ClipRule:
 
 
 @dataclass(frozen=True)
+class PatternRule:
+    """What the data call a pattern. ``column``: of the index, words parted by semicolons. ``words``: any of
+    them says that the pattern is there."""
+
+    name: str
+    column: str
+    words: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.name or not isinstance(self.words, tuple) or not all(self.words) or not self.words:
+            raise ValueError("a pattern needs a name and a list of words")
+        if self.column not in Sample.__dataclass_fields__:
+            raise ValueError(f"unknown column {self.column!r} of the pattern {self.name}")
+
+    def known_in(self, samples: Sequence[Sample]) -> list[bool | None]:
+        """Whether each sample shows it; None where nobody said. A source tells of it where it names it at
+        all; an empty ``finding`` then says that none was seen, any other empty cell nothing."""
+        said = [{word.strip() for word in str(getattr(s, self.column)).split(";")} for s in samples]
+        there = [bool(words & set(self.words)) for words in said]
+        telling = {s.source for s, has in zip(samples, there, strict=True) if has}
+        return [
+            has if s.source in telling and (words != {""} or self.column == "finding") else None
+            for s, words, has in zip(samples, said, there, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
 class Task:
     """What is to be told apart, as data: labels, which of them is negative, and how to look.
 
@@ -51,7 +78,8 @@ class Task:
     the labels are steps, in their order. ``colour``: ``gray``, what the reader makes of every source.
     ``beam``: ``ultrasound`` to find and mask the beam, ``whole`` to take the whole picture. ``channels``:
     the moments that the network sees, in seconds before now. ``grade_targets``: the probability of an
-    abnormal label that is trained towards, by grade, where experts themselves disagree.
+    abnormal label that is trained towards, by grade, where experts themselves disagree. ``patterns``:
+    what may be named beside the label, of ultrasound.
     ``intended_use`` and ``limits``: what a card must say of every network of this task.
     """
 
@@ -70,6 +98,7 @@ class Task:
     clip: ClipRule = ClipRule()
     grade_targets: dict[str, float] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
+    patterns: tuple[PatternRule, ...] = ()
 
     def __post_init__(self) -> None:
         if self.negative not in self.labels or len(set(self.labels)) < 2:
@@ -87,6 +116,9 @@ class Task:
             raise ValueError("a clip rule needs a list of windows within 60 seconds")
         if not self.clip.over or not set(self.clip.over) <= {"average", "contiguous"}:
             raise ValueError("a clip rule is over average, contiguous or both")
+        names = [*self.labels, *(pattern.name for pattern in self.patterns)]
+        if len(set(names)) < len(names) or (self.patterns and self.beam != "ultrasound"):
+            raise ValueError("patterns are of ultrasound, each with a name that no label has")
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Task:
@@ -98,6 +130,11 @@ class Task:
             }
             fields["clip"] = ClipRule(**rule)
         fields["channels"] = tuple(float(moment) for moment in fields["channels"])
+        patterns: list[dict[str, Any]] = [
+            {k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()}
+            for rule in value.get("patterns", ())
+        ]
+        fields["patterns"] = tuple(PatternRule(**rule) for rule in patterns)
         return cls(**fields)
 
 

@@ -35,12 +35,13 @@ FOLDS = "folds"
 class Fold:
     """What one fold leaves. ``maps``: class maps [frames, rows, columns, labels] of the samples that
     were held out, by name. ``weights``: its network's, in Keras' order. ``calibration``: inputs of
-    the patients it was fitted on. ``history``: a row an epoch."""
+    the patients it was fitted on. ``history``: a row an epoch. ``name``: its file's, once it has one."""
 
     maps: dict[str, Float]
     weights: list[NDArray[Any]]
     calibration: Calibration
     history: list[dict[str, Any]]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,6 @@ def load_fold(path: Path) -> Fold:
                     of[kind][rest] = saved[name]
             history = json.loads(str(saved["history"]))
             weights = [of["weights"][name] for name in sorted(of["weights"])]
-            return Fold(of["maps"], weights, Calibration(**of["calibration"]), history)
+            return Fold(of["maps"], weights, Calibration(**of["calibration"]), history, path.stem)
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a whole fold ({error})") from error

@@ -51,7 +51,7 @@ def choose_rule(
     for other in candidates[1:]:
         if other[3] > best + CLEARLY_BETTER:
             rule, score, truth, best = other
-    threshold = _threshold(score, truth, sensitivity)
+    threshold = choose_threshold(score, truth, sensitivity)
     reach = float(np.quantile(np.abs(score - threshold), ABSTAIN_SHARE))
     rule = dataclasses.replace(
         rule,
@@ -75,8 +75,11 @@ def _scores(
     return score, truth
 
 
-def _threshold(score: NDArray[np.float64], truth: NDArray[np.bool_], sensitivity: float | None) -> float:
-    """A cut midway between neighbouring scores, so that it does not sit on a clip."""
+def choose_threshold(
+    score: NDArray[np.float64], truth: NDArray[np.bool_], sensitivity: float | None = None
+) -> float:
+    """The highest cut that finds the share ``sensitivity``; without one, where sensitivity and specificity
+    meet. Midway between neighbouring scores, so that it does not sit on a clip."""
     order = np.unique(score)
     cuts = np.concatenate([[order[0] / 2], (order[1:] + order[:-1]) / 2])
     found = np.array([(score[truth] >= cut).mean() for cut in cuts])

@@ -3,7 +3,8 @@
 A run's folder holds ``run.json`` (recipe, task, specification, figures, history, patients), the
 network's weights, ``calibration.npz`` (inputs of training patients, for quantization), ``folds`` (each
 fold's network, with what it was not fitted on, so that its quantization can be proven there), the pooled
-out-of-fold ``predictions.csv`` and ``logs`` for TensorBoard. It is written under ``<name>.part`` and
+out-of-fold ``predictions.csv``, ``patterns.json`` and ``patterns.npz`` where patterns were fitted, and
+``logs`` for TensorBoard. It is written under ``<name>.part`` and
 renamed when whole; a part left by the same recipe and data can be resumed.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from training.evaluation import Prediction, full_metrics, metrics, predict, writ
 from training.familiarity import familiarity_of
 from training.fitting import Fitted, Recipe, Start, fit
 from training.folds import FOLDS, Fold, Folds, cross_validate, load_fold
+from training.patterns import PATTERNS, WHOLE, fit_patterns, load_patterns, with_channels
 from training.rules import choose_rule, starting_rule
 from training.views import ClipViews, gather_views
 
@@ -52,10 +55,20 @@ class Run:
     record: dict[str, Any]
 
     def network(self, batch: int | None = None, fold: Fold | None = None) -> keras.Model:
-        """The trained network, or a fold's; ``batch`` fixes its batch dimension."""
-        of = self.recipe
-        channels, whole = len(self.reads.map_channels), self.reads.beam == "whole"
-        network = networks.build(of.network, of.size, channels, of.dropout, batch, whole)
+        """The trained network, or a fold's, with the channels of supported patterns after the labels';
+        ``batch`` fixes its batch dimension."""
+        network = self.label_network(fold, batch)
+        if len(self.reads.map_channels) == len(self.reads.labels):
+            return network
+        name = WHOLE if fold is None else fold.name
+        weights = with_channels(network.get_weights(), self.path, name, self.reads.patterns)
+        network = self._built(len(self.reads.map_channels), batch)
+        network.set_weights(weights)
+        return network
+
+    def label_network(self, fold: Fold | None = None, batch: int | None = None) -> keras.Model:
+        """The same without patterns, as it was trained."""
+        network = self._built(len(self.reads.labels), batch)
         if fold is None:
             try:
                 network.load_weights(self.path / WEIGHTS)
@@ -65,9 +78,21 @@ class Run:
             network.set_weights(fold.weights)
         return network
 
+    def _built(self, channels: int, batch: int | None) -> keras.Model:
+        of, whole = self.recipe, self.reads.beam == "whole"
+        return networks.build(of.network, of.size, channels, of.dropout, batch, whole)
+
     def folds(self) -> list[Fold]:
         """What cross-validation left, in order; none where the run has no folds."""
         return [load_fold(path) for path in sorted((self.path / FOLDS).glob("*.npz"))]
+
+    @cached_property
+    def pattern_scores(self) -> dict[str, dict[str, float]]:
+        """Out-of-fold probabilities by clip and pattern; empty where there are no patterns."""
+        if not self.reads.patterns:
+            return {}
+        scores: dict[str, dict[str, float]] = json.loads((self.path / PATTERNS).read_text())["clips"]
+        return scores
 
     @property
     def patients(self) -> set[str]:
@@ -104,6 +129,10 @@ def load_run(path: Path) -> Run:
         if (path / FAMILIARITY).is_file():
             known = Familiarity.from_json(json.loads((path / FAMILIARITY).read_text(encoding="utf-8")))
             specification = dataclasses.replace(specification, familiarity=known)
+        if patterns := load_patterns(path):
+            shown = tuple(of.name for of in patterns if of.temperature is not None)
+            channels = specification.labels + shown
+            specification = dataclasses.replace(specification, patterns=patterns, map_channels=channels)
         task = Task.from_json(record["task"])
         return Run(path, task, Recipe(**record["recipe"]), specification, record)
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -135,6 +164,7 @@ def train(samples: Sequence[Sample], task: Task, plan: Plan, out: Path, resume: 
     choose_calibration(clips, plan.recipe.seed).save(part / CALIBRATION)
     record = _record(samples, task, plan, reads, figures, fitted, history + fitted.history)
     write_json(part / "run.json", record)
+    fit_patterns(load_run(part), clips, task.patterns, plan.command)
     _keep_logs(part)
     close_part(part, out)
     return load_run(out)

@@ -49,7 +49,8 @@ class ClipReading:
     label at the worst moment, None without a reading. ``key_frame``: the frame of that moment.
     ``class_map``: probability of any label but the negative, by cell, rows of floats, at that moment;
     empty without a reading. ``patterns``: probability by pattern (``A-lines``, ...), only of those that the
-    bundle's figures support. ``bundle``: name, version and checksum of the network, as one line.
+    bundle's figures support and that reach their threshold. ``bundle``: name, version and checksum of the
+    network, as one line.
     """
 
     state: str
