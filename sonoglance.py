@@ -9,6 +9,12 @@ import sys
 COMMANDS = {
     "run": ("device.commands", "read a clip, folder, capture device or the phantom"),
     "demo": ("device.commands", "the bedside reader on the built-in phantom"),
+    "exam": ("device.exams.commands", "exams kept here: list, show, read, sign, export, send, check"),
+    "worklist": ("device.worklist.commands", "exams by the urgency of their readings, with the reason"),
+    "follow-up": ("device.worklist.commands", "one patient's zones side by side over days"),
+    "trends": ("device.worklist.commands", "counts, abstentions and edits over days and sites"),
+    "triage": ("device.worklist.commands", "a folder of X-rays or stills read into the worklist"),
+    "web": ("device.web.server", "the exams of this box as a web page"),
     "setup": ("device.settings.commands", "the first hour with a scanner: source, beam, levels, delay"),
     "scanner": ("device.settings.commands", "list, show, export, import or remove scanner profiles"),
     "config": ("device.settings.commands", "show or check the configuration"),
@@ -47,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     module = COMMANDS[name][0]
     try:
-        command = getattr(importlib.import_module(module), name)
+        command = getattr(importlib.import_module(module), name.replace("-", "_"))
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(module)
         hint = f': pip install "sonoglance[{extra}]"' if extra else ""

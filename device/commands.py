@@ -9,6 +9,8 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -16,6 +18,10 @@ from types import FrameType
 from device.bench import measure, report
 from device.capture.devices import grabber_name
 from device.capture.sources import V4L2, PhantomSource, Source, open_sources
+from device.exams.clips import bundle_line
+from device.exams.exam import Patient
+from device.exams.protocols import protocols
+from device.exams.round import open_round
 from device.loop import CONFIG_BROKEN, Bedside
 from device.results import Results
 from device.runners import KINDS, open_runner
@@ -32,9 +38,12 @@ from device.settings.config import (
     load_config,
 )
 from device.settings.scanners import fits, load_profile
+from device.web.live import LivePicture
+from device.web.server import start_web
 from reader.bundle import DEFAULT_BUNDLE, ONNX_INT8, Bundle, load_bundle
 from reader.bundle import ONNX as ONNX_FILE
 from reader.errors import ClipError
+from reader.phantom import EXAM_PROGRAMME, PROGRAMME
 from reader.runner import LITERT, ONNX
 from reader.signing import check_trust, generate_key, sign_bundle
 
@@ -58,6 +67,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--pace", choices=("live", "max"), default="live")
     parser.add_argument("--snapshots", type=Path, default=Path(), metavar="DIR")
     parser.add_argument("--config", type=Path, metavar="FILE")
+    _exam_options(parser)
     _bundle_option(parser)
     _screen_options(parser)
     _runner_options(parser)
@@ -72,8 +82,15 @@ def run(arguments: list[str]) -> int:
     settings = _overridden(loaded.config, options)
     bundle, lasting_badges = _trusted_bundle(settings.reader)
     several = Path(settings.source.device).is_dir()
-    with open_runner(bundle, settings.reader.runner, settings.reader.threads) as (runner, runner_badges):
+    with ExitStack() as held:
+        runner, runner_badges = held.enter_context(
+            open_runner(bundle, settings.reader.runner, settings.reader.threads)
+        )
         sources = _sources(settings)
+        patient = None if options.patient is None else Patient(options.patient)
+        exams = None
+        if settings.exam.protocol:
+            exams = held.enter_context(open_round(settings, bundle, patient, drawn=sources[0].drawn))
         results = Results(options.results)
         bedside = Bedside(
             bundle,
@@ -85,6 +102,8 @@ def run(arguments: list[str]) -> int:
             lasting_badges + runner_badges,
             _alarm(bundle),
             ConfigWatch(loaded.path) if loaded.path else None,
+            exams,
+            held.enter_context(_second_screen(settings, bundle)) if settings.web.enabled else None,
             CONFIG_BROKEN if loaded.mistakes else "",
         )
         _quit_on_terminate(bedside)
@@ -118,9 +137,13 @@ def _overridden(config: Config, options: argparse.Namespace) -> Config:
         config.reader, **{k: given[k] for k in ("bundle", "keys", "runner", "threads") if k in given}
     )
     screen = replace(config.screen, **{k: given[k] for k in ("display", "theme", "fullscreen") if k in given})
-    return replace(
-        config, language=given.get("language", config.language), source=source, reader=reader, screen=screen
+    exam = replace(
+        config.exam,
+        protocol=given.get("exam", config.exam.protocol),
+        operator=given.get("operator", config.exam.operator),
     )
+    language = given.get("language", config.language)
+    return replace(config, language=language, source=source, reader=reader, screen=screen, exam=exam)
 
 
 def _sources(settings: Config) -> list[Source]:
@@ -142,23 +165,31 @@ def demo(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("sonoglance demo", description=demo.__doc__)
     parser.add_argument("--out", type=Path, help="folder for the snapshot and the results file")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--exam", nargs="?", const="blue-6", metavar="PROTOCOL", help="an exam by zones, hands off: blue-6"
+    )
     _bundle_option(parser)
     _screen_options(parser)
     _runner_options(parser)
     options = parser.parse_args(arguments)
-    settings = _overridden(
-        load_config(None).config, argparse.Namespace(**vars(options), source="demo", wait=False)
-    )
+    asked = argparse.Namespace(**vars(options), source="demo", wait=False, operator="demo")
+    settings = _overridden(load_config(None).config, asked)
     out = options.out or Path(tempfile.mkdtemp(prefix="sonoglance-demo-"))
     out.mkdir(parents=True, exist_ok=True)
+    settings = replace(settings, exam=replace(settings.exam, folder=out / "exams", site="phantom"))
     bundle, lasting_badges = _trusted_bundle(settings.reader)
-    source = PhantomSource(options.rounds)
+    source = PhantomSource(options.rounds, EXAM_PROGRAMME if options.exam else PROGRAMME)
     print(f"phantom (a test pattern, not a lung), {source.seconds:.0f} s; bundle {bundle.path.name}")
     results = Results(out / "results.jsonl")
-    with open_runner(bundle, settings.reader.runner, settings.reader.threads) as (runner, runner_badges):
+    with ExitStack() as held:
+        asked_runner = open_runner(bundle, settings.reader.runner, settings.reader.threads)
+        runner, runner_badges = held.enter_context(asked_runner)
+        exams = None
+        if options.exam:
+            exams = held.enter_context(open_round(settings, bundle, Patient(), advance=True, drawn=True))
         display = open_display(settings.screen.display, settings.screen.fullscreen)
         shown = lasting_badges + runner_badges
-        bedside = Bedside(bundle, runner, display, results, out, settings, shown, _alarm(bundle))
+        bedside = Bedside(bundle, runner, display, results, out, settings, shown, _alarm(bundle), exams=exams)
         _quit_on_terminate(bedside)
         try:
             bedside.run(source, live=True)
@@ -170,6 +201,12 @@ def demo(arguments: list[str]) -> int:
     if bedside.screen is not None:
         print(f"snapshot: {save_snapshot(bedside.screen, out, 'snapshot')}")
     print(f"results:  {out / 'results.jsonl'}")
+    if exams is not None:
+        command = f"sonoglance exam --store {settings.store_folder}"
+        print(f"exam:     {exams.exam.id}; sign it and see it as PDF:")
+        print(f"  {command} sign last --by NAME\n  {command} export last --out {out}")
+    else:
+        print("next:     sonoglance demo --exam   (six zones, hands off, 75 s)")
     return 0
 
 
@@ -298,6 +335,32 @@ def _keys_option(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of trusted *.pub keys (else $SONOGLANCE_KEYS, else /etc/sonoglance/keys)",
     )
+
+
+def _exam_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exam", metavar="PROTOCOL", help=f"keep an exam by zones: {', '.join(protocols())}, or a file"
+    )
+    parser.add_argument("--patient", metavar="CODE", help="whom the exam is of; else one cut off goes on")
+    parser.add_argument("--operator", metavar="NAME", help="who scans and signs")
+
+
+@contextmanager
+def _second_screen(settings: Config, bundle: Bundle) -> Iterator[LivePicture]:
+    """The web page of what this screen shows, in a process of its own."""
+    live, asked = LivePicture.create(), settings.web
+    quota = settings.exam.quota * 10**9 if settings.exam.quota else None
+    page = start_web(
+        settings.store_folder, asked.host, asked.port, live=live, certificate=asked.certificate,
+        key=asked.key, language=settings.language, destination=settings.send.destination,
+        bundle=bundle_line(bundle), quota=quota,
+    )  # fmt: skip
+    print(f"second screen: {'https' if asked.certificate else 'http'}://{asked.host}:{page.port}/")
+    try:
+        yield live
+    finally:
+        page.close()
+        live.close()
 
 
 def _screen_options(parser: argparse.ArgumentParser) -> None:

@@ -26,11 +26,14 @@ from device.capture.live import Arrived, Capture, Trouble
 from device.capture.sources import Source
 from device.clock import now
 from device.errors import SourceError
+from device.exams.round import ExamRound
 from device.reading import HELD, FrameReader, ReadingThread, Taken
 from device.results import Results
+from device.screen.canvas import NO_PICTURE
 from device.screen.displays import Display, save_snapshot
-from device.screen.drawing import NO_PICTURE, TREND_SECONDS, Screen, abnormal_probability
+from device.screen.drawing import TREND_SECONDS, Screen, abnormal_probability, draw
 from device.settings.config import Config, ConfigWatch, load_config
+from device.web.live import LivePicture, told
 from reader.bundle import Bundle
 from reader.clips import Frame
 from reader.reader import Reader, Reading
@@ -66,7 +69,8 @@ class Bedside:
 
     ``settings``: of them, those of screen and waiting are used here, and followed when the file that
     ``watch`` looks after changes; ``settings_badge`` says how that went. ``badges`` and ``alarm``: what
-    the screen must say all the time.
+    the screen must say all the time. ``exams``: where an exam is kept of what is read. ``live``: where a
+    second screen takes its picture from.
     ``seconds_by_state`` counts how long each state was shown, in the source's time.
     """
 
@@ -79,6 +83,8 @@ class Bedside:
     badges: tuple[str, ...] = ()
     alarm: str = ""
     watch: ConfigWatch | None = None
+    exams: ExamRound | None = None
+    live: LivePicture | None = None
     settings_badge: str = ""
     quitting: bool = False
     seconds_by_state: dict[str, float] = field(default_factory=dict)
@@ -213,6 +219,8 @@ class Bedside:
         self.seconds_by_state[reading.state] = shown + max(at - previous, 0.0)
         self._arrivals.append(taken.at)
         self._newest = taken
+        if self.exams is not None:
+            self.exams.saw(taken)
         if reading.state == HELD:
             return
         self._trend.append((at, abnormal_probability(reading, self.bundle.manifest.reads.negative)))
@@ -221,9 +229,10 @@ class Bedside:
 
     def _show(self, reading: Reading, name: str, delay_ms: float | None, source_badge: str) -> None:
         slow = "slow-screen" if statistics.median(self._drawing) > SLOW_SCREEN else ""
-        told = self._told if now() < self._told_until else ""
         badges = (
-            told,
+            self._told if now() < self._told_until else "",
+            self.live.badge if self.live is not None else "",
+            *(self.exams.badges if self.exams is not None else ()),
             self.settings_badge,
             *self.badges,
             *self._source_badges,
@@ -245,11 +254,21 @@ class Bedside:
             theme=self.settings.screen.theme,
             delay_ms=delay_ms,
             window=self.bundle.manifest.reads.verdict.window,
+            exam=self.exams.panel() if self.exams is not None else None,
         )
         began = time.perf_counter()
         key = self.display.show(self.screen)
+        self._show_elsewhere(self.screen)
         self._drawing.append(time.perf_counter() - began)
         self._press(key)
+
+    def _show_elsewhere(self, screen: Screen) -> None:
+        """Hand the picture to the second screen, where somebody looks at it."""
+        if self.live is None or not self.live.wanted:
+            return
+        exam, zone = (screen.exam.exam_id, screen.exam.current) if screen.exam is not None else ("", "")
+        picture = self.display.drawn if self.display.drawn is not None else draw(screen)
+        self.live.put(picture, told(screen, exam, zone))
 
     def _rate(self) -> float:
         if len(self._arrivals) < 2:
@@ -257,6 +276,8 @@ class Bedside:
         return (len(self._arrivals) - 1) / max(self._arrivals[-1] - self._arrivals[0], 1e-6)
 
     def _press(self, key: str) -> None:
+        if self.exams is not None and self.exams.press(key):
+            return
         if key == "q":
             self.quitting = True
         elif key in ("f", " "):

@@ -31,6 +31,7 @@ from device.clock import now
 from device.loop import Bedside
 from device.results import Results
 from device.runners import open_runner
+from device.screen.canvas import Image
 from device.screen.displays import Display, open_display
 from device.screen.drawing import Screen
 from reader.bundle import DEFAULT_BUNDLE, load_bundle
@@ -87,6 +88,11 @@ class Record:
     changes: list[tuple[float, str]] = field(default_factory=list)
     began: float = field(default_factory=now)
     on_terminal: bool = False
+
+    @property
+    def drawn(self) -> Image | None:
+        """What the other one drew."""
+        return self.display.drawn
 
     def show(self, screen: Screen) -> str:
         """Note the state, then show it; returns the key pressed."""

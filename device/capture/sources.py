@@ -14,7 +14,7 @@ from device.capture.live import Capture, PacedCapture
 from device.errors import SourceError
 from reader.beam import Beam
 from reader.clips import SUFFIXES, Frame, Survey, check_file, is_still, read_frames, survey_clip
-from reader.phantom import RATE, Phantom
+from reader.phantom import PROGRAMME, RATE, Act, Phantom
 
 V4L2, SIMULATED = "v4l2:", "simulated:"
 """How the names of sources begin whose frames come by themselves."""
@@ -104,15 +104,16 @@ def _promised_frames(path: Path) -> int | None:
 
 
 class PhantomSource:
-    """The phantom as a live scanner, or frame by frame where nobody waits for the clock."""
+    """The phantom as a live scanner, or frame by frame where nobody waits for the clock. It plays its
+    programme ``rounds`` times."""
 
     drawn = True
     beam: Beam | None = None
     span: float | None = None
     delay_ms: float | None = None
 
-    def __init__(self, rounds: int = 1) -> None:
-        self.name, self._phantom = "phantom", Phantom()
+    def __init__(self, rounds: int = 1, programme: tuple[Act, ...] = PROGRAMME) -> None:
+        self.name, self._phantom = "phantom", Phantom(programme)
         self.seconds = rounds * self._phantom.duration
         self.length: int | None = round(self.seconds * RATE)
 
