@@ -353,7 +353,7 @@ def _second_screen(settings: Config, bundle: Bundle) -> Iterator[LivePicture]:
     page = start_web(
         settings.store_folder, asked.host, asked.port, live=live, certificate=asked.certificate,
         key=asked.key, language=settings.language, destination=settings.send.destination,
-        bundle=bundle_line(bundle), quota=quota,
+        bundle=bundle_line(bundle), quota=quota, advice=settings.exam.advice,
     )  # fmt: skip
     print(f"second screen: {'https' if asked.certificate else 'http'}://{asked.host}:{page.port}/")
     try:

@@ -196,7 +196,9 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
 
 def _export(options: argparse.Namespace, store: Store, config: Config) -> None:
     found = find_exam(store, options.exam)
-    for path in export(found, store, options.out, options.formats, config.language, options.by):
+    for path in export(
+        found, store, options.out, options.formats, config.language, options.by, config.exam.advice
+    ):
         print(path)
 
 
@@ -211,7 +213,7 @@ def _send(options: argparse.Namespace, store: Store, config: Config) -> int:
     if options.exam is not None:
         archive = options.to or config.send.destination
         queue(store, [find_exam(store, options.exam)], archive, options.by)
-    waiting = send(store, config.send.title, options.tls, config.language)
+    waiting = send(store, config.send.title, options.tls, config.language, advice=config.exam.advice)
     print(f"{waiting} waiting")
     return 1 if waiting else 0
 

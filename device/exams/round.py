@@ -141,7 +141,9 @@ def open_round(
     quota = settings.exam.quota * 10**9 if settings.exam.quota else None
     store = Store(settings.store_folder, owner=True, quota=quota)
     destination = settings.send.destination
-    sender = Sender(store, settings.send.title, language=settings.language, told=_tell)
+    sender = Sender(
+        store, settings.send.title, language=settings.language, advice=settings.exam.advice, told=_tell
+    )
     try:
         if settings.exam.make_room:
             for exam in store.make_room(ROOM_WANTED, settings.exam.operator):

@@ -233,11 +233,11 @@ def beam_picture(reading: Reading) -> Image | None:
     crop: NDArray[Any] = image[top:bottom, left:right]
     if crop.ndim == 2:
         crop = cv2.cvtColor(crop, cv2.COLOR_GRAY2BGR)
-    return np.asarray(cv2.bitwise_and(crop, crop, mask=_beam_mask(reading.beam, 1.0)), np.uint8)
+    return np.asarray(cv2.bitwise_and(crop, crop, mask=beam_mask(reading.beam, 1.0)), np.uint8)
 
 
 @lru_cache(maxsize=8)
-def _beam_mask(beam: Beam, scale: float) -> Image:
+def beam_mask(beam: Beam, scale: float) -> Image:
     """255 wholly inside the beam, else 0, cropped to its bounds and scaled."""
     left, top, right, bottom = beam.bounds
     mask = beam.mask()[top:bottom, left:right]
@@ -257,7 +257,7 @@ _KEPT = np.round(255 * (1 - _SHARE)).astype(np.uint8)
 _ADDED = np.round(_SHARE[:, None] * np.array(ABNORMAL)).astype(np.uint8)[None]
 
 
-def _tint(picture: Image, class_map: NDArray[np.float32], mask: Image) -> Image:
+def tinted(picture: Image, class_map: NDArray[np.float32], mask: Image) -> Image:
     """Tint the cells that speak for an opacity. The map covers a square around the beam's box."""
     height, width = picture.shape[:2]
     side = max(height, width)
@@ -283,7 +283,7 @@ def _draw_room(canvas: Image, screen: Screen, state: str, words: Words, theme: T
     scale = min((right - left - 16) / picture.shape[1], (bottom - top - 16) / picture.shape[0])
     picture = resized(picture, _scaled(picture, scale))
     if screen.overlay and screen.reading.class_map is not None:
-        picture = _tint(picture, screen.reading.class_map, _beam_mask(beam, scale))
+        picture = tinted(picture, screen.reading.class_map, beam_mask(beam, scale))
     canvas[top:bottom, left:right] = 0
     paste(canvas, picture, ((left + right) // 2, (top + bottom) // 2))
     if state in ("held", "frozen"):

@@ -23,6 +23,7 @@ from device.exams.store import Store
 from reader.bundle import Bundle
 from reader.clips import STILL_SUFFIXES
 from reader.errors import ClipError
+from reader.patterns import named_patterns
 from reader.reader import Reader
 from reader.runner import Runner
 
@@ -107,7 +108,7 @@ def read_picture(path: Path, bundle: Bundle, runner: Runner) -> ClipReading:
         reading.p,
         0,
         tuple(tuple(row) for row in cells),
-        reading.patterns,
+        named_patterns([reading.patterns], reads.patterns),
         bundle_line(bundle),
     )
 
