@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from device.exams.clips import read_clip_frames
 from device.exams.exam import Clip
-from device.screen.drawing import beam_mask, beam_picture
+from device.screen.drawing import beam_mask, beam_picture, tinted
 from reader.clips import Frame
 from reader.errors import ClipError
 from reader.reader import Reading
