@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import select
@@ -41,6 +40,7 @@ from device.screen.exam_drawing import (
     zone_line,
 )
 from device.screen.words import Words, load_words
+from device.screen.x_root import root_size, seen_at
 
 WINDOW = "Sonoglance"
 ESCAPE = 27
@@ -48,6 +48,9 @@ SEQUENCE = re.compile(rb"\x1b(\[[0-9;]*[@-~]|O.|.)", re.DOTALL)
 """What arrows and the like send to a terminal; it ends with what would be a key's letter."""
 PRESSED_SECONDS = 0.15
 """For so long a button is shown as pressed."""
+LOOKS, LOOK_EVERY, LOOKS_ALIKE = 6, 0.7, 24
+"""How often at most, and after how many seconds each, it is looked whether the window is painted, and gray
+levels by which what is seen may differ: screens dither."""
 
 
 class Display(Protocol):
@@ -140,9 +143,10 @@ class Window:
         self._buttons: tuple[Button, ...] = ()
         self._touched = self._pressed = ""
         self._pressed_until = 0.0
+        self._looks, self._look_at = LOOKS, now() + LOOK_EVERY
         if fullscreen:
             # Without a window manager nobody else makes it as large as the screen.
-            cv2.resizeWindow(WINDOW, *(_root_size() or self._size))
+            cv2.resizeWindow(WINDOW, *(root_size() or self._size))
             cv2.moveWindow(WINDOW, 0, 0)
             cv2.setWindowProperty(WINDOW, cv2.WND_PROP_FULLSCREEN, cv2.WINDOW_FULLSCREEN)
         else:
@@ -158,9 +162,11 @@ class Window:
         code = cv2.waitKeyEx(1) & 0xFFFF
         if code == ESCAPE or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:
             return "q"
-        _, _, width, height = cv2.getWindowImageRect(WINDOW)
+        left, top, width, height = cv2.getWindowImageRect(WINDOW)
         if width > 0 and height > 0:
             self._size = width, height
+            if self._looks and now() >= self._look_at:
+                self._have_it_painted(left, top)
         touched, self._touched = self._touched, ""
         # Arrows and the like have codes above ASCII, whose last byte would be a letter.
         typed = chr(code).lower() if code < 128 else ""
@@ -172,6 +178,24 @@ class Window:
     def close(self) -> None:
         """Close the window."""
         cv2.destroyWindow(WINDOW)
+
+    def _have_it_painted(self, left: int, top: int) -> None:
+        """Map the window anew where nothing of it can be seen.
+
+        Without a window manager, on a busy machine, Qt now and then misses that its window has been shown,
+        and paints nothing in it from then on.
+        """
+        assert self.drawn is not None, "it was just shown"
+        scale, beside, above = _fit(self._size)
+        x, y = WIDTH // 2, HEIGHT - 3
+        seen = seen_at(left + beside + int(x * scale), top + above + int(y * scale))
+        due = self.drawn[y, x]
+        self._look_at = now() + LOOK_EVERY
+        if seen is None or np.abs(np.array(seen) - due).max() < LOOKS_ALIKE:
+            self._looks = 0
+        else:
+            self._looks -= 1
+            cv2.setWindowProperty(WINDOW, cv2.WND_PROP_TOPMOST, self._looks % 2)
 
     def _mouse(self, event: int, x: int, y: int, _flags: int, _given: object) -> None:
         if event == cv2.EVENT_LBUTTONDOWN:
@@ -202,22 +226,6 @@ def _fit(size: tuple[int, int]) -> tuple[float, int, int]:
     """Scale, left and top of the screen's picture in a window."""
     scale = min(size[0] / WIDTH, size[1] / HEIGHT)
     return scale, (size[0] - int(WIDTH * scale)) // 2, (size[1] - int(HEIGHT * scale)) // 2
-
-
-def _root_size() -> tuple[int, int] | None:
-    """Width and height of the X server's screen; None where Xlib or the server does not answer."""
-    try:
-        xlib = ctypes.CDLL("libX11.so.6")
-    except OSError:
-        return None
-    xlib.XOpenDisplay.restype = ctypes.c_void_p
-    server = xlib.XOpenDisplay(None)
-    if not server:
-        return None
-    pointer = ctypes.c_void_p(server)
-    size = xlib.XDisplayWidth(pointer, 0), xlib.XDisplayHeight(pointer, 0)
-    xlib.XCloseDisplay(pointer)
-    return size
 
 
 class Terminal:

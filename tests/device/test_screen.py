@@ -48,6 +48,7 @@ from device.screen.drawing import (
 )
 from device.screen.illustrations import illustration
 from device.screen.words import languages, load_words, placeholders
+from device.screen.x_root import root_size, seen_at
 from reader.beam import find_beam
 from reader.bundle import Bundle
 from reader.clips import Frame
@@ -575,7 +576,9 @@ while key != "q":
 """
 
 
-def test_a_small_screen_is_filled_and_its_buttons_are_met(tmp_path: Path) -> None:
+def test_a_small_screen_is_filled_and_its_buttons_are_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with x_server(tmp_path, 800, 480) as display:
         environment = {**os.environ, "DISPLAY": display.name}
         command = [sys.executable, "-c", SHOW]
@@ -584,6 +587,11 @@ def test_a_small_screen_is_filled_and_its_buttons_are_met(tmp_path: Path) -> Non
             assert wait_until(lambda: has_colour(display.pixels.copy(), ABNORMAL), child)
             shot = display.pixels.copy()
             assert (shot.shape, shot[:14].max(), shot[-14:].max()) == ((480, 800, 3), 0, 0)
+            monkeypatch.setenv("DISPLAY", display.name)
+            assert root_size() == (800, 480), "as the server says it"
+            assert seen_at(400, 463) == tuple(shot[463, 400]), "and what can be seen, by which it is checked"
+            assert seen_at(400, 3) == (0, 0, 0)
+            assert seen_at(800, 0) is None
             do(display, "key", "Left", "sleep", 0.2, "key", "space", "sleep", 0.2)
             for key in "sodq":
                 x, y = centre(BUTTONS[key])
