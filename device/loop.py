@@ -33,7 +33,7 @@ from device.screen.canvas import NO_PICTURE
 from device.screen.displays import Display, save_snapshot
 from device.screen.drawing import TREND_SECONDS, Screen, abnormal_probability, draw
 from device.settings.config import Config, ConfigWatch, load_config
-from device.web.live import LivePicture, told
+from device.web.live import PAIRING_CODE, LivePicture, told
 from reader.bundle import Bundle
 from reader.clips import Frame
 from reader.reader import Reader, Reading
@@ -267,7 +267,10 @@ class Bedside:
         if self.live is None or not self.live.wanted:
             return
         exam, zone = (screen.exam.exam_id, screen.exam.current) if screen.exam is not None else ("", "")
-        picture = self.display.drawn if self.display.drawn is not None else draw(screen)
+        # A code that lets others in is for those at the box only.
+        badges = tuple(badge for badge in screen.badges if not badge.startswith(PAIRING_CODE))
+        drawn = self.display.drawn if badges == screen.badges else None
+        picture = drawn if drawn is not None else draw(replace(screen, badges=badges))
         self.live.put(picture, told(screen, exam, zone))
 
     def _rate(self) -> float:

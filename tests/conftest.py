@@ -20,7 +20,9 @@ LONGEST_FIRST = (
     "device/test_commands.py",
     "reader/test_signal.py",
     "convert/test_comparison.py",
+    "training/test_patterns.py",
     "training/test_resume.py",
+    "device/test_exam_screen.py",
     "reader/test_reader.py",
 )
 """Files that take longest: begun first, so that no worker is left alone with one at the end."""

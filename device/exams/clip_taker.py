@@ -37,9 +37,9 @@ class ClipTaker:
     Only frames that were really read are recorded: what a single odd picture or a menu shows is not kept.
     """
 
-    def __init__(self, folder: Path, size: int, seconds: float) -> None:
+    def __init__(self, folder: Path, size: int, seconds: float, rested: bool = True) -> None:
         """``folder``: where clips are written. ``size``: side of the reader's tensor. ``seconds``: how long
-        a clip is that starts by itself."""
+        a clip is that starts by itself. ``rested``: whether one may start before the probe was lifted."""
         self.writer: ClipWriter | None = None
         self.automatic = False
         self.checks: Mapping[str, bool] = dict.fromkeys(CHECKS, False)
@@ -52,7 +52,7 @@ class ClipTaker:
         self._looked_at = -1e9
         self._good_since: float | None = None
         self._poor_since: float | None = None
-        self._rested = True
+        self._rested = rested
         self._began_at = self._last_at = 0.0
 
     @property
@@ -93,6 +93,8 @@ class ClipTaker:
     def end(self) -> ClipWriter | None:
         """End the clip under way and hand it over."""
         writer, self.writer = self.writer, None
+        if writer is not None:
+            self._rested = False
         return writer
 
     def _ends(self, writer: ClipWriter, reading: Reading, at: float) -> bool:

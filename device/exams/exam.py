@@ -129,8 +129,13 @@ class Zone:
 
     @property
     def human(self) -> HumanReading | None:
-        """The clinician's reading that stands."""
-        return self.readings[-1] if self.readings else None
+        """The clinician's reading that stands. One that accepted the network's falls with the clips that it
+        was given of, and when another clip is taken: it was of what was there then."""
+        last = self.readings[-1] if self.readings else None
+        if last is not None and last.accepted:
+            unseen = not self.clips or self.clips[-1].taken.sequence > last.at.sequence
+            return None if unseen else last
+        return last
 
     def worst(self, negative: str) -> Clip | None:
         """The clip whose reading is the gravest: a finding before "cannot tell" before normal; among
@@ -138,8 +143,8 @@ class Zone:
         return max(self.clips, key=lambda clip: gravity(clip.reading, negative), default=None)
 
     def network_state(self, negative: str) -> str:
-        """What the network says: the worst clip's state, or ``not-scanned``. A clip without a reading
-        counts as ``uncertain``."""
+        """What the network says: the worst clip's state, or ``not-scanned``; ``uncertain`` where no clip
+        has a reading."""
         worst = self.worst(negative)
         if worst is None:
             return NOT_SCANNED

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from device.clock import now
+from device.errors import StoreError
 from device.exams.background import Background
 from device.exams.clips import ClipWriter, Recording, bundle_line, read_again, remove
 from device.exams.exam import Clip, ClipReading, Exam
@@ -82,6 +83,11 @@ class ExamKeeper:
         """Whether anything waits to be kept."""
         return self.unsaved > 0 or bool(self._refused)
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether something was lost that nobody has dealt with; a signature can be given again."""
+        return any(not told.startswith(SIGNATURE_LOST) for told in self.lost)
+
     # --- changes -------------------------------------------------------------------------------------
 
     def keep_clip(self, zone: str, writer: ClipWriter, kept: Callable[[], None]) -> None:
@@ -135,7 +141,10 @@ class ExamKeeper:
 
     def give_up(self) -> None:
         """Deal with the message that is shown first: what could not be kept is let go of."""
-        zone = self.lost.pop(next(iter(self.lost)))
+        told = next(iter(self.lost))
+        zone = self.lost.pop(told)
+        if not told.startswith(CLIP_LOST):
+            return
         for of, recording, *_ in self._refused:
             if of == zone:
                 remove(recording.part)
@@ -174,7 +183,13 @@ class ExamKeeper:
     def sign(self, destination: str) -> None:
         """Sign the exam off, in its operator's name, and queue it for its archive, if there is one."""
         exam = self.exam
-        self._change(lambda: self._store.sign(exam.id, exam.operator, destination), "", SIGNATURE_LOST)
+
+        def sign_what_was_shown() -> None:
+            if self._store.exam(exam.id) != exam:
+                raise StoreError(f"exam {exam.id}: was changed meanwhile; look at it again")
+            self._store.sign(exam.id, exam.operator, destination)
+
+        self._change(sign_what_was_shown, "", SIGNATURE_LOST, failed=self.refresh)
 
     def _change(
         self,

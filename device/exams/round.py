@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from device.clock import boot_id, now
+from device.clock import boot_id, now, time_verified
+from device.errors import StoreError
 from device.exams.exam import Exam, Patient
 from device.exams.protocols import Protocol, ProtocolError, load_protocol, own_folder, protocols
 from device.exams.session import ExamSession
 from device.exams.store import Store
 from device.export.dispatch import Sender
 from device.reading import Taken
-from device.screen.exam_drawing import SIGNED, SUMMARY, ExamPanel
+from device.screen.exam_drawing import NOT_SAVED, SIGNED, SUMMARY, ExamPanel
 from device.settings.config import Config, ExamTable
 from device.state import write_whole
 from reader.bundle import Bundle
@@ -27,7 +30,9 @@ ROOM_WANTED = 2 * 10**9
 """Bytes that are made free by leave: some ten exams."""
 NEXT_EXAM = "n"
 """The key that begins the next exam, once this one's summary is shown."""
-RESUMED, PATIENT = "exam-resumed", "exam-patient"
+RESUMED, PATIENT, NO_NEXT_EXAM = "exam-resumed", "exam-patient", "no-next-exam"
+TOLD_FOR = 6.0
+"""Seconds for which the screen says that the next exam could not be begun."""
 
 
 class ExamRound:
@@ -49,9 +54,12 @@ class ExamRound:
         in ``ExamSession``. Raises StoreError where no exam can be begun."""
         self._store, self._settings, self._protocol, self._bundle = store, settings, protocol, bundle
         self._destination, self._advance, self._drawn = destination, advance, drawn
+        self._leaving: threading.Thread | None = None
+        self._all_kept = True
+        self._told, self._told_until = "", 0.0
         cut_off = self._cut_off(patient)
         self._resumed = cut_off is not None
-        self._session = self._open(cut_off or self._begin(patient or Patient()))
+        self._session = self._open(cut_off or self._begin(patient or Patient()), self._resumed)
 
     @property
     def exam(self) -> Exam:
@@ -62,7 +70,12 @@ class ExamRound:
     def badges(self) -> tuple[str, ...]:
         """Whose exam it is, and whether it was begun earlier: the wrong patient's is worse than none."""
         code = self.exam.patient.code
-        return (*((RESUMED,) if self._resumed else ()), *((f"{PATIENT} {code}",) if code else ()))
+        found = {
+            f"{PATIENT} {code}": bool(code),
+            RESUMED: self._resumed,
+            NO_NEXT_EXAM: bool(self._told) and now() < self._told_until,
+        }
+        return tuple(badge for badge, holds in found.items() if holds)
 
     def saw(self, taken: Taken) -> None:
         """Take in a live reading."""
@@ -73,33 +86,60 @@ class ExamRound:
         return self._session.panel()
 
     def press(self, key: str) -> bool:
-        """Do what a key asks for; whether it is one of an exam's. Raises StoreError where the next exam
-        cannot be begun."""
+        """Do what a key asks for; whether it is one of an exam's."""
         panel = self.panel()
         if key == NEXT_EXAM and panel.phase in (SUMMARY, SIGNED):
-            if not panel.acknowledged:
-                return True  # the screen says that it is saving
-            self.close()
-            self._resumed = False
-            self._session = self._open(self._begin(Patient()))
+            # What is not saved is dealt with first; the screen says what it is.
+            if panel.acknowledged and not panel.message.startswith(NOT_SAVED):
+                self._go_on_to_the_next()
             return True
         return self._session.press(key)
 
     def close(self) -> bool:
-        """Leave the exam; whether everything in it was kept. One in which nothing was done leaves nothing."""
-        kept = self._session.close()
-        exam = self._store.exam(self.exam.id)
-        if exam.signed is None and not any(zone.clips or zone.readings for zone in exam.zones):
-            self._store.delete(exam.id, self._settings.operator)
-        return kept
+        """Leave the exam; whether everything in it, and in those before, was kept."""
+        if self._leaving is not None:
+            self._leaving.join()
+        self._leave(self._session)
+        return self._all_kept
+
+    def _go_on_to_the_next(self) -> None:
+        """Begin the next exam, or stay in this one where the store has no place for it."""
+        try:
+            following = self._open(self._begin(Patient()), rested=False)
+        except StoreError as error:
+            _tell(str(error))
+            self._told, self._told_until = NO_NEXT_EXAM, now() + TOLD_FOR
+            return
+        if self._leaving is not None:
+            self._leaving.join()
+        # Beside the screen: the store may take its time.
+        self._leaving = threading.Thread(target=self._leave, args=(self._session,), name="leaving exam")
+        self._leaving.start()
+        self._session, self._resumed = following, False
+
+    def _leave(self, session: ExamSession) -> None:
+        """Wait for what is still being kept. An exam in which nothing was done leaves nothing."""
+        kept = session.close()
+        try:
+            exam = self._store.exam(session.exam.id)
+            done = any(zone.clips or zone.readings for zone in exam.zones) or exam.comment
+            if kept and exam.signed is None and not done and exam.patient in (Patient(), session.begun_for):
+                self._store.delete(exam.id, self._settings.operator)
+        except StoreError as error:
+            _tell(str(error))
+        if not kept:
+            self._all_kept = False
+            _tell(f"exam {session.exam.id}: not everything could be kept; see the messages above")
 
     def _cut_off(self, patient: Patient | None) -> Exam | None:
         """The exam that this box was in the middle of, if it is surely the same one's."""
         exam = self._store.unfinished()
         if exam is None or exam.protocol != self._protocol.name or exam.labels != self._labels:
             return None
-        same = patient is None or patient == exam.patient
-        return exam if same and 0 <= _seconds_since(exam) < GO_ON_WITHIN else None
+        if patient is not None and patient != exam.patient:
+            return None
+        sure = patient is not None and patient.code != ""
+        return exam if 0 <= _seconds_since(exam, sure) < GO_ON_WITHIN else None
 
     def _begin(self, patient: Patient) -> Exam:
         reads, settings = self._bundle.manifest.reads, self._settings
@@ -118,10 +158,12 @@ class ExamRound:
     def _labels(self) -> tuple[str, ...]:
         return self._bundle.manifest.reads.labels
 
-    def _open(self, exam: Exam) -> ExamSession:
+    def _open(self, exam: Exam, resumed: bool = False, rested: bool = True) -> ExamSession:
+        # Into one that was cut off nothing goes by itself: whose it is must be looked at first.
+        autocapture = self._settings.autocapture and not resumed
         return ExamSession(
-            self._store, exam, self._protocol, self._bundle, self._settings.seconds,
-            self._settings.autocapture, self._advance, self._drawn, self._destination,
+            self._store, exam, self._protocol, self._bundle, self._settings.seconds, autocapture,
+            self._advance, self._drawn, self._destination, rested,
         )  # fmt: skip
 
 
@@ -154,8 +196,7 @@ def open_round(
         try:
             yield exams
         finally:
-            if not exams.close():
-                _tell(f"exam {exams.exam.id}: not everything could be kept; see the messages above")
+            exams.close()
     finally:
         sender.stop()
         store.close()
@@ -175,8 +216,11 @@ def _tell(line: str) -> None:
     print(f"\n{line}", file=sys.stderr)
 
 
-def _seconds_since(exam: Exam) -> float:
-    """Seconds since an exam began: surely so within one boot, as the clock has it after another."""
-    if exam.started.boot == boot_id():
+def _seconds_since(exam: Exam, sure: bool) -> float:
+    """Seconds since an exam began. Across boots the clock must have been in step both times, or the same
+    patient named: a box without a battery wakes at the time at which it fell asleep."""
+    if exam.started.boot and exam.started.boot == boot_id():
         return now() - exam.started.uptime
+    if not sure and not (exam.started.verified and time_verified()):
+        return math.inf
     return (datetime.now(timezone.utc) - datetime.fromisoformat(exam.started.wall)).total_seconds()

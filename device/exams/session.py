@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from device.clock import now
 from device.errors import StoreError
 from device.exams.clip_taker import SHORTEST, SHORTEST_BY_HAND, ClipTaker
 from device.exams.clips import ClipWriter
@@ -40,6 +41,8 @@ from reader.verdict import UNCERTAIN
 
 CLIP_SECONDS = 6.0
 """How long a clip is that starts by itself: one to two breaths at rest."""
+LOOK_FIRST = 1.0
+"""Seconds for which the key that ended the exam does not sign it: one held too long, or touched twice."""
 
 NO_VIEW, NO_ROOM, TOO_SHORT = "no-view", "no-room", "clip-too-short"
 FRAMES_DROPPED, WAIT, NO_OPERATOR = "frames-dropped", "wait-for-clips", "no-operator"
@@ -51,7 +54,10 @@ MESSAGES = (
 
 
 class ExamSession:
-    """Drives one exam from live readings and keys; goes on with one that has clips already."""
+    """Drives one exam from live readings and keys; goes on with one that has clips already.
+
+    ``begun_for``: whom the exam was of when it was opened here.
+    """
 
     def __init__(
         self,
@@ -64,11 +70,12 @@ class ExamSession:
         advance: bool = False,
         drawn: bool = False,
         destination: str = "",
+        rested: bool = True,
     ) -> None:
         """``exam``: of this ``store`` and this ``protocol``. ``autocapture``: clips start by themselves when
         the view is good; ``advance``: the next zone then follows by itself. ``drawn``: the source is the
         phantom, which the not-lung test would rightly refuse. ``destination``: the archive that the exam is
-        queued for once signed.
+        queued for once signed. ``rested``: False where the probe still lies on the patient before.
 
         Raises StoreError where the exam was begun with a network of other labels.
         """
@@ -79,13 +86,15 @@ class ExamSession:
                 f"{bundle.path} tells {', '.join(reads.labels)}: take that one, or begin another exam"
             )
         self._keeper = ExamKeeper(store, exam, bundle, replace(reads, familiarity=None) if drawn else reads)
-        self._taker = ClipTaker(store.folder / CLIPS, reads.size, clip_seconds)
+        self._taker = ClipTaker(store.folder / CLIPS, reads.size, clip_seconds, rested)
         self._destination = destination
+        self.begun_for = exam.patient
         self._protocol, self._autocapture, self._advance = protocol, autocapture, advance
         self._names = [zone.name for zone in exam.zones]
         self._current = next((zone.name for zone in exam.zones if not zone.clips), self._names[0])
         self._again = self._closing = False
         self._told = ""
+        self._end_pressed_at = -1e9
 
     @property
     def exam(self) -> Exam:
@@ -284,15 +293,15 @@ class ExamSession:
     # --- the end -------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Show what the zones add up to; once that is shown, sign."""
-        phase = self._phase
-        if phase == SIGNED:
+        """Show what the zones add up to; once that was looked at, sign."""
+        phase, before, self._end_pressed_at = self._phase, self._end_pressed_at, now()
+        if phase == SIGNED or (phase == SUMMARY and self._end_pressed_at - before < LOOK_FIRST):
             return
         if phase != SUMMARY:
             self._stop()
             self._closing = True
             self._keeper.refresh()
-        elif self._keeper.pending:
+        elif self._keeper.pending or self._keeper.unsettled:
             self._told = WAIT
         elif not self.exam.operator.strip():
             self._told = NO_OPERATOR

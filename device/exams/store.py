@@ -241,10 +241,12 @@ class Store:
     def add_reading(
         self, exam: str, zone: str, state: str, grade: int | None, comment: str, by: str, accepted: bool
     ) -> None:
-        """Keep a clinician's reading of a zone; it stands in place of an earlier one."""
+        """Keep a clinician's reading of a zone; it stands in place of an earlier one. Grade 0 is the negative
+        label, 1 to 3 are findings, and what cannot be told has none."""
         with self._change(by, "zone-read", exam, f"{zone} {state} {'' if grade is None else grade}") as stamp:
             kept = self._open_exam(exam, zone)
-            if state not in (*kept.labels, UNCERTAIN) or grade not in (None, 0, 1, 2, 3):
+            fits = grade is None or (state != UNCERTAIN and (grade == 0) == (state == kept.negative))
+            if state not in (*kept.labels, UNCERTAIN) or grade not in (None, 0, 1, 2, 3) or not fits:
                 raise StoreError(f"exam {exam}, zone {zone}: no such reading: {state} {grade}")
             self._db.execute(
                 "INSERT INTO readings (exam, zone, state, grade, comment, by, accepted, at)"

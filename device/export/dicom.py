@@ -131,8 +131,9 @@ def study_uid(exam: Exam) -> UID:
 
 
 def instance_uid(exam: Exam, part: str) -> UID:
-    """The SOP Instance UID of a part of an exam: a clip's id, or ``report``."""
-    return _uid(f"{study_uid(exam)} {part}")
+    """The SOP Instance UID of a part of an exam: a clip's id, or ``report``. What was handed on before the
+    exam was signed is another object: an archive that has it would keep it in place of the signed one."""
+    return _uid(f"{study_uid(exam)} {part}" + ("" if exam.signed else " not signed"))
 
 
 def _uid(of: str) -> UID:

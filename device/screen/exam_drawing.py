@@ -211,7 +211,10 @@ def draw_column(
         last -= LINE_STEP
     room = (last - base) // LINE_STEP
     if len(lines) > room:
-        lines = [*lines[: room - 1], (FAULT, f"+ {len(lines) - room + 1}")]
+        # The first, often whose exam it is, is never left out.
+        kept = max(room - 1, 1)
+        rest = FAULT, f"+ {len(lines) - kept}"
+        lines = [*lines[:kept], rest] if room > 1 else [(lines[0][0], f"{lines[0][1]}   {rest[1]}")]
     for row, (colour, line) in enumerate(lines, 1):
         foot = base + LINE_STEP * row
         marker(canvas, (left + 8, foot - 8), colour, theme)

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device.clock import now
+from device.screen.canvas import NO_READING
 from device.screen.drawing import HEIGHT, WIDTH, Screen, abnormal_probability, shown_state
 
 Image = NDArray[np.uint8]
 
+PAIRING_CODE = "pairing-code"
 WANTED_FOR = 2.0
 """Seconds for which one request keeps pictures coming."""
 MOST_A_SECOND = 15
@@ -121,7 +123,7 @@ class LivePicture:
         if now() >= float(self._seconds[_CODE_UNTIL]):
             return ""
         digits = f"{int(self._whole_numbers[_CODE]):08d}"
-        return f"pairing-code {digits[:4]} {digits[4:]}"
+        return f"{PAIRING_CODE} {digits[:4]} {digits[4:]}"
 
     # --- the web's side ------------------------------------------------------------------------------
 
@@ -156,11 +158,15 @@ class LivePicture:
 
 
 def told(screen: Screen, exam: str = "", zone: str = "") -> dict[str, Any]:
-    """What goes with the picture of a screen: state, probability, age and rate, and the exam under way."""
+    """What goes with the picture of a screen: state, probability, age and rate, and the exam under way. A
+    clip or a summary in place of the live picture has no live state: it is ``held``."""
+    live = screen.exam is None or screen.exam.live
+    state = shown_state(screen) if live else "held"
+    p = None if state in NO_READING else abnormal_probability(screen.reading, screen.negative)
     return {
-        "state": shown_state(screen),
+        "state": state,
         "cause": screen.reading.cause,
-        "p": abnormal_probability(screen.reading, screen.negative),
+        "p": p,
         "age_ms": round(screen.age_ms, 1),
         "fps": round(screen.fps, 1),
         "source": screen.source,

@@ -74,7 +74,7 @@ def test_what_waits_for_an_archive_that_is_away_is_said(
     store: Store, exam: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(store, "send", exam, "--to", "127.0.0.1:9/NOWHERE") == 1
-    assert "sign it first" in capsys.readouterr().err
+    assert "is not signed" in capsys.readouterr().err
     store.sign(exam, "Dr Mwangi")
     assert call(store, "send", exam, "--to", "127.0.0.1:9/NOWHERE") == 1
     told = capsys.readouterr().out
@@ -100,3 +100,12 @@ def test_a_clip_that_was_changed_is_found(
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert call(store, "check") == 1
     assert f"{path} was changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("state", "grade"), [("opacity", "0"), ("normal", "3"), ("uncertain", "2")])
+def test_a_grade_that_contradicts_its_state_is_refused(
+    store: Store, exam: str, state: str, grade: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(store, "read", exam, "right-lower", state, "--grade", grade, "--by", "Dr Mwangi") == 1
+    assert "no such reading" in capsys.readouterr().err
+    assert store.exam(exam).zone("right-lower").human is None

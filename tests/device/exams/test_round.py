@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,19 @@ class Pressing(Nowhere):
         return ""
 
 
+def looked_at_for(seconds: float) -> Callable[[Screen], bool]:
+    """Whether the summary has been on the screen for so long."""
+    since: list[float] = []
+
+    def looked(shown: Screen) -> bool:
+        assert shown.exam is not None
+        if shown.exam.phase == "summary" and shown.exam.acknowledged:
+            since.append(time.monotonic())
+        return bool(since) and since[-1] - since[0] > seconds
+
+    return looked
+
+
 def run(exams: ExamRound, bundle: Bundle, settings: Config, folder: Path, display: Nowhere) -> Bedside:
     bedside = Bedside(bundle, bundle.runner(1), display, Results(None), folder, settings, exams=exams)
     bedside.run(PhantomSource(6, ACTS), live=True)
@@ -72,7 +87,7 @@ def test_an_exam_hands_off_is_read_summed_and_signed(
 ) -> None:
     display = Pressing(
         (lambda s: all(zone.state != NOT_SCANNED for zone in s.exam.zones) and s.exam.acknowledged, "e"),
-        (lambda s: s.exam.phase == "summary" and s.exam.acknowledged, "e"),
+        (looked_at_for(1.1), "e"),
         (lambda s: s.exam.phase == "signed", "q"),
     )
     with open_round(settings, default_bundle, Patient("17"), advance=True, drawn=True) as exams:
@@ -103,7 +118,18 @@ def begun(settings: Config, default_bundle: Bundle) -> str:
 def test_an_exam_that_was_cut_off_goes_on(settings: Config, default_bundle: Bundle, begun: str) -> None:
     with open_round(settings, default_bundle) as exams:
         assert exams.exam.id == begun
-        assert exams.badges == ("exam-resumed", "exam-patient 17")
+        assert exams.badges == ("exam-patient 17", "exam-resumed")
+        assert not exams.panel().autocapture, "nothing goes into it by itself"
+
+
+def test_after_a_reboot_only_a_clock_in_step_or_the_same_patient_goes_on(
+    settings: Config, default_bundle: Bundle, begun: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "boot_id", lambda: "another boot")
+    with open_round(settings, default_bundle) as exams:
+        assert exams.exam.id != begun, "a box without a battery wakes at the time at which it fell asleep"
+    with open_round(settings, default_bundle, Patient("17")) as exams:
+        assert exams.exam.id == begun
 
 
 def test_another_patient_gets_another_exam(settings: Config, default_bundle: Bundle, begun: str) -> None:
@@ -129,6 +155,7 @@ def test_the_next_exam_is_of_nobody_yet(settings: Config, default_bundle: Bundle
         assert exams.press("n")
         assert exams.exam.id != begun
         assert (exams.exam.patient, exams.badges) == (Patient(), ())
+        assert exams.panel().autocapture
     assert Store(settings.store_folder).exam(begun).signed is None
 
 
@@ -139,8 +166,32 @@ def test_a_signed_exam_waits_for_its_archive(settings: Config, default_bundle: B
     with open_round(settings, default_bundle) as exams:
         exams.press("e")
         exams.press("e")
+        assert exams.panel().phase == "summary", "a key held too long signs nothing"
+        time.sleep(1.1)
+        exams.press("e")
     store = Store(settings.store_folder)
     assert store.exam(begun).signed is not None
     assert [(parcel.exam, parcel.destination) for parcel in store.parcels(waiting=True)] == [
         (begun, "127.0.0.1:9/NOWHERE")
     ]
+
+
+def test_without_room_for_the_next_exam_this_one_stays_and_it_is_said(
+    settings: Config, default_bundle: Bundle, begun: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_round(settings, default_bundle) as exams:
+        exams.press("e")
+        with monkeypatch.context() as full:
+            full.setattr(Store, "room", lambda store: 0)
+            assert exams.press("n")
+        assert exams.exam.id == begun
+        assert "no-next-exam" in exams.badges
+
+
+def test_what_was_typed_elsewhere_of_an_empty_exam_is_kept(settings: Config, default_bundle: Bundle) -> None:
+    with open_round(settings, default_bundle) as exams:
+        store = Store(settings.store_folder)
+        store.describe(exams.exam.id, "Dr A", patient=Patient("19"))
+        store.close()
+        empty = exams.exam.id
+    assert [line.id for line in Store(settings.store_folder).exams()] == [empty]

@@ -19,7 +19,7 @@ from device.exams import keeping
 from device.exams.clips import read_again
 from device.exams.exam import Exam
 from device.exams.protocols import load_protocol
-from device.exams.session import MESSAGES, ExamSession
+from device.exams.session import LOOK_FIRST, MESSAGES, ExamSession
 from device.exams.store import CLIPS, Store
 from device.reading import Taken
 from device.screen.exam_drawing import ExamPanel
@@ -128,7 +128,9 @@ def test_an_exam_without_hands(tmp_path: Path, default_bundle: Bundle, story: li
     assert [(zone.name, zone.state) for zone in panel.zones[:3]] == [
         (first, "normal"), (second, "opacity"), (third, "not-scanned"),
     ]  # fmt: skip
-    bedside.press("ee")
+    bedside.press("e")
+    time.sleep(LOOK_FIRST)
+    bedside.press("e")
     assert bedside.wait(lambda panel: panel.phase == "signed").summary == bedside.exam.summary
     assert bedside.exam.signed_by == "Ada"
     clips = [clip for zone in bedside.exam.zones for clip in zone.clips]
@@ -279,12 +281,33 @@ def test_an_exam_is_not_signed_while_a_clip_is_being_read(bedside: Bedside, stor
     bedside.press("r")
     bedside.see(story, 1.0, 2.4)
     bedside.press("ee")
+    assert (bedside.panel.phase, bedside.panel.message) == ("summary", ""), "one key held too long"
+    time.sleep(LOOK_FIRST)
+    bedside.press("e")
     assert (bedside.panel.phase, bedside.panel.message) == ("summary", "wait-for-clips")
     bedside.settled()
+    time.sleep(LOOK_FIRST)
     bedside.press("e")
     assert bedside.wait(lambda panel: panel.phase == "signed").zones[0].state == "normal"
     bedside.press("rnbacx2")
     assert bedside.panel.phase == "signed"
+
+
+def test_what_somebody_else_changed_since_the_summary_is_not_signed_unseen(
+    bedside: Bedside, story: list[Reading]
+) -> None:
+    bedside.press("e")
+    bedside.settled()
+    zone = bedside.exam.zones[0].name
+    bedside.store.add_reading(bedside.exam.id, zone, "opacity", 2, "", "Grace", False)
+    time.sleep(LOOK_FIRST)
+    bedside.press("e")
+    assert bedside.wait(lambda panel: panel.message.startswith("not-saved-signature")).phase == "summary"
+    assert bedside.wait(lambda panel: panel.zones[0].state == "opacity").phase == "summary"
+    bedside.press("x")
+    time.sleep(LOOK_FIRST)
+    bedside.press("e")
+    assert bedside.wait(lambda panel: panel.phase == "signed")
 
 
 def test_an_exam_of_another_network_is_not_gone_on_with(bedside: Bedside, default_bundle: Bundle) -> None:
@@ -297,6 +320,7 @@ def test_nobody_signs_namelessly_and_one_can_go_back(tmp_path: Path, default_bun
     bedside = Bedside(tmp_path, default_bundle, operator="")
     bedside.press("e")
     bedside.settled()
+    time.sleep(LOOK_FIRST)
     bedside.press("e")
     assert (bedside.panel.phase, bedside.panel.message) == ("summary", "no-operator")
     bedside.press("b")

@@ -17,10 +17,9 @@ from device.exams.exam import ClipReading, Exam, Patient
 from device.exams.protocols import load_protocol
 from device.exams.store import Store
 from device.export import ExportError
-from device.export.dicom import as_file, clip_dataset, instances, study_uid, write_dicom
+from device.export.dicom import as_file, clip_dataset, instance_uid, instances, study_uid, write_dicom
 from reader.errors import ClipError
-
-from .samples import ADA, LABELS, NEGATIVE, small_exam, small_recording
+from tests.device.export.samples import ADA, LABELS, NEGATIVE, small_exam, small_recording
 
 BLUE = load_protocol("blue-6")
 
@@ -188,3 +187,12 @@ def test_an_exam_without_a_clip_is_its_report(store: Store) -> None:
     exam = store.begin("blue-6", [zone.name for zone in BLUE.zones], LABELS, NEGATIVE)
     (report,) = instances(exam, store, BLUE)
     assert report.make(True).SeriesDescription == "Report, NOT SIGNED"
+
+
+def test_what_was_handed_on_unsigned_is_another_object_than_the_signed_report(tmp_path: Path) -> None:
+    store = Store(tmp_path / "exams", owner=True)
+    draft = small_exam(store, 3, signed=False)
+    signed = store.sign(draft.id, "Dr Mwangi")
+    assert study_uid(draft) == study_uid(signed)
+    assert instance_uid(draft, "report") != instance_uid(signed, "report")
+    store.close()
