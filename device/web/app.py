@@ -332,7 +332,7 @@ class _Web:
         suffix, media, write = EXPORTS[kind]
         # Without a name: a kill leaves nothing of it behind.
         file = tempfile.TemporaryFile()  # noqa: SIM115  closed once it was sent
-        write(file, exam, self.store, protocol, self._language(request))
+        write(file, _Wanted(exam, self.store, protocol, self._language(request), self.box.advice))
         length = file.tell()
         file.seek(0)
         self.store.note(_who(request), "exam-exported", exam.id, kind)
@@ -584,30 +584,42 @@ def _jpeg(content: bytes) -> Response:
     return Response(content, media_type="image/jpeg")
 
 
-def _write_pdf(file: IO[bytes], exam: Exam, store: Store, protocol: Protocol | None, language: str) -> None:
-    assert protocol is not None
-    file.write(report(exam, store, protocol, language))
+@dataclass(frozen=True)
+class _Wanted:
+    """An exam to be handed on. ``protocol``: None where it is not known here any more."""
+
+    exam: Exam
+    store: Store
+    protocol: Protocol | None
+    language: str
+    advice: Path | None
 
 
-def _write_json(file: IO[bytes], exam: Exam, _store: Store, _protocol: object, _language: str) -> None:
-    file.write(exam_json(exam).encode())
+def _write_pdf(file: IO[bytes], wanted: _Wanted) -> None:
+    assert wanted.protocol is not None
+    file.write(report(wanted.exam, wanted.store, wanted.protocol, wanted.language, wanted.advice))
 
 
-def _write_csv(file: IO[bytes], exam: Exam, _store: Store, _protocol: object, _language: str) -> None:
-    file.write(zones_csv([exam]).encode())
+def _write_json(file: IO[bytes], wanted: _Wanted) -> None:
+    file.write(exam_json(wanted.exam).encode())
 
 
-def _write_dicom(file: IO[bytes], exam: Exam, store: Store, protocol: Protocol | None, language: str) -> None:
+def _write_csv(file: IO[bytes], wanted: _Wanted) -> None:
+    file.write(zones_csv([wanted.exam]).encode())
+
+
+def _write_dicom(file: IO[bytes], wanted: _Wanted) -> None:
     # Loading what it needs takes a second and much memory, for something that is seldom asked for.
     from device.export.dicom import as_file, instances
 
+    exam, protocol = wanted.exam, wanted.protocol
     assert protocol is not None
     with zipfile.ZipFile(file, "w") as whole:
-        for instance in instances(exam, store, protocol, language):
+        for instance in instances(exam, wanted.store, protocol, wanted.language, wanted.advice):
             whole.writestr(f"{exam.id}-{instance.name}.dcm", as_file(instance.make(True)))
 
 
-Write = Callable[[IO[bytes], Exam, Store, "Protocol | None", str], None]
+Write = Callable[[IO[bytes], _Wanted], None]
 EXPORTS: dict[str, tuple[str, str, Write]] = {
     "pdf": (".pdf", "application/pdf", _write_pdf),
     "json": (".json", "application/json", _write_json),
