@@ -40,7 +40,7 @@ from device.screen.exam_drawing import (
     zone_line,
 )
 from device.screen.words import Words, load_words
-from device.screen.x_root import root_size, seen_at
+from device.screen.x_root import map_anew, root_size, seen_at
 
 WINDOW = "Sonoglance"
 ESCAPE = 27
@@ -201,7 +201,7 @@ class Window:
             self._looks = 0
         else:
             self._looks -= 1
-            cv2.setWindowProperty(WINDOW, cv2.WND_PROP_TOPMOST, self._looks % 2)
+            map_anew(WINDOW)
 
     def _mouse(self, event: int, x: int, y: int, _flags: int, _given: object) -> None:
         if event == cv2.EVENT_LBUTTONDOWN:

@@ -36,6 +36,25 @@ def seen_at(x: int, y: int) -> tuple[int, int, int] | None:
         return pixel & 0xFF, pixel >> 8 & 0xFF, pixel >> 16 & 0xFF
 
 
+def map_anew(name: str) -> None:
+    """Take the windows of a name off the screen and put them on it again; those that a window manager frames
+    stay as they are."""
+    with _server() as (xlib, server):
+        if xlib is None:
+            return
+        root, parent = ctypes.c_ulong(), ctypes.c_ulong()
+        windows, count = ctypes.POINTER(ctypes.c_ulong)(), ctypes.c_uint()
+        places = [ctypes.byref(each) for each in (root, parent, windows, count)]
+        xlib.XQueryTree(server, ctypes.c_ulong(xlib.XDefaultRootWindow(server)), *places)
+        for place in range(count.value):
+            window, called = ctypes.c_ulong(windows[place]), ctypes.c_char_p()
+            if xlib.XFetchName(server, window, ctypes.byref(called)) and called.value == name.encode():
+                xlib.XUnmapWindow(server, window)
+                xlib.XSync(server, 0)
+                xlib.XMapWindow(server, window)
+                xlib.XSync(server, 0)
+
+
 @contextlib.contextmanager
 def _server() -> Iterator[tuple[ctypes.CDLL | None, ctypes.c_void_p]]:
     try:
