@@ -36,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def need(there: object, what: str, packages: str) -> None:
+    """Skip a test whose tool is not there; in CI, where everything is installed, fail it."""
+    if not there:
+        assert not os.environ.get("CI"), f"CI must have {what}: apt-get install {packages}"
+        pytest.skip(f"no {what}; install it: sudo apt-get install {packages}")
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The development data: real clips, which are not part of the project."""

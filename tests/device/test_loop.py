@@ -28,7 +28,7 @@ from device.screen.virtual import virtual_screen
 from device.settings.config import ConfigWatch, load_config
 from reader.bundle import Bundle
 from reader.runner import Runner
-from tests.conftest import ROOT
+from tests.conftest import ROOT, need
 
 READINGS = {"normal", "opacity", "uncertain"}
 PATIENCE = 30.0
@@ -213,11 +213,8 @@ def test_the_settings_are_followed_and_a_broken_file_is_said(
     assert {screen.language for screen in broken} == {"fr"}, "the last good settings stay in use"
 
 
-@pytest.mark.skipif(
-    not shutil.which("Xvfb") and not os.environ.get("CI"),
-    reason="needs Xvfb: apt-get install xvfb x11-xkb-utils",
-)
 def test_a_screen_that_hangs_ends_the_program(tmp_path: Path) -> None:
+    need(shutil.which("Xvfb"), "Xvfb", "xvfb x11-xkb-utils")
     results = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "sonoglance", "demo", "--display", "window", "--out", str(tmp_path)]
     with virtual_screen(tmp_path) as screen:

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 
 import numpy as np
-import pytest
 
 from device.capture.simulated import EXPECTED, OF_THE_BOX, schedule
 from device.screen.drawing import Screen, draw
@@ -14,7 +12,7 @@ from reader.beam import find_beam
 from reader.clips import Frame
 from reader.phantom import Act, Phantom
 from reader.reader import Reading
-from tests.conftest import Command
+from tests.conftest import Command, need
 
 
 def test_every_number_is_read_back_from_the_drawn_screen() -> None:
@@ -57,11 +55,8 @@ def test_the_bedside_reader_comes_through_a_few_accidents(sonoglance: Command) -
     assert figures["kept"]["processes"]
 
 
-@pytest.mark.skipif(
-    not shutil.which("Xvfb") and not os.environ.get("CI"),
-    reason="needs Xvfb: apt-get install xvfb x11-xkb-utils",
-)
 def test_the_delay_of_the_screen_is_measured(sonoglance: Command) -> None:
+    need(shutil.which("Xvfb"), "Xvfb", "xvfb x11-xkb-utils")
     done = sonoglance("bench", "--screen", "640x360", "--seconds", "4", "--json")
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads(done.stdout)

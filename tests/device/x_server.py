@@ -9,18 +9,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from device.screen.virtual import VirtualScreen, virtual_screen
+from tests.conftest import need
 
 
 @contextlib.contextmanager
 def x_server(folder: Path, width: int = 1280, height: int = 720) -> Iterator[VirtualScreen]:
     """A virtual X server; skips where its tools are absent, but never in CI."""
     for tool in ("Xvfb", "xdotool"):
-        if not shutil.which(tool):
-            assert not os.environ.get("CI"), f"CI must have {tool}"
-            pytest.skip(f"needs {tool}: apt-get install xvfb x11-xkb-utils xdotool")
+        need(shutil.which(tool), tool, "xvfb x11-xkb-utils xdotool")
     with virtual_screen(folder, width, height) as screen:
         yield screen
 

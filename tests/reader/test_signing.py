@@ -40,7 +40,7 @@ from reader.bundle import (
 from reader.errors import BundleError
 from reader.phantom import Phantom
 from reader.signing import KeyFileError, check_trust, fingerprint, generate_key, sign_bundle, signer_of
-from tests.conftest import ROOT, Command
+from tests.conftest import ROOT, Command, need
 
 PASSED = {"outcome": "PASS", "sentence": "int8 loses at most 1 point of balanced accuracy."}
 
@@ -199,8 +199,8 @@ def run_the_guide(bundle: Path, key: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
 def test_openssl_verifies_by_hand_as_the_guide_says(desk: Path, copy: Path) -> None:
+    need(shutil.which("openssl"), "openssl", "openssl")
     key = desk / "clinic.pem.pub"
     done = run_the_guide(copy, key)
     assert "Signature Verified Successfully" in done.stdout, done.stderr

@@ -82,14 +82,20 @@ def refusal(change: Callable[[], object]) -> str:
     return told
 
 
+def mount(*arguments: object) -> None:
+    """Mount a file system; skips where this user may not, since no test can give itself that right."""
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(
+            f"only root may mount a small disk; run the tests as root ({done.stderr.strip()})"
+        )
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str = "8m") -> Iterator[Path]:
     """A real file system of its own, where one may be mounted."""
     folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "x", folder], capture_output=True
-    ).returncode:
-        pytest.skip("needs the right to mount a small file system")
+    mount("-t", "tmpfs", "-o", f"size={size}", "x", folder)
     try:
         yield folder
     finally:
@@ -238,8 +244,7 @@ def test_a_disk_that_fails_and_turns_read_only_under_the_store_loses_nothing(tmp
     with image.open("wb") as file:
         file.truncate(16 * 2**20)
     subprocess.run(["mkfs.ext4", "-q", "-e", "remount-ro", image], check=True)
-    if subprocess.run(["mount", "-o", "loop", image, disk], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small file system")
+    mount("-o", "loop", image, disk)
     try:
         mounted = Path(
             next(line for line in Path("/proc/mounts").read_text().splitlines() if str(disk) in line).split()[

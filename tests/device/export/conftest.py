@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from device.exams.store import Store
+from tests.conftest import need
 
 from .orthanc import PROGRAM, Orthanc
 
@@ -20,8 +21,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
     """A real archive, not yet running."""
-    if PROGRAM is None:
-        pytest.skip("no Orthanc; install it: sudo apt-get install orthanc")
+    need(PROGRAM, "Orthanc", "orthanc")
     archive = Orthanc(tmp_path / "orthanc")
     yield archive
     archive.stop()

@@ -8,14 +8,15 @@ import subprocess
 
 import cv2
 import numpy as np
-import pytest
+
+from tests.conftest import need
 
 
 def words_in(picture: np.ndarray) -> list[str]:
     """The words that tesseract finds in a picture, uint8 [h, w] or BGR [h, w, 3]."""
     program = shutil.which("tesseract")
-    if program is None:
-        pytest.skip("no tesseract; install it: sudo apt-get install tesseract-ocr")
+    need(program, "tesseract", "tesseract-ocr")
+    assert program is not None
     encoded, content = cv2.imencode(".png", picture)
     assert encoded
     # Sparse text: in any place and order.

@@ -19,6 +19,7 @@ from device.exams.store import Store
 from device.export import ExportError
 from device.export.dicom import as_file, clip_dataset, instance_uid, instances, study_uid, write_dicom
 from reader.errors import ClipError
+from tests.conftest import need
 from tests.device.export.samples import ADA, LABELS, NEGATIVE, small_exam, small_recording
 
 BLUE = load_protocol("blue-6")
@@ -26,8 +27,8 @@ BLUE = load_protocol("blue-6")
 
 def tool(name: str) -> str:
     path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"no {name}; install it: sudo apt-get install dcmtk dicom3tools")
+    need(path, name, "dcmtk dicom3tools")
+    assert path is not None
     return path
 
 

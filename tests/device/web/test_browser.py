@@ -8,11 +8,16 @@ from collections.abc import Iterator
 import pytest
 
 from device.exams.exam import Patient
+from tests.conftest import need
 from tests.device.web.browser import Tab, browser, program
 from tests.device.web.conftest import Running
 from tests.device.web.samples import NAME, code_on_screen, sample_exam
 
-pytestmark = pytest.mark.skipif(program() is None, reason="needs Chromium: sudo apt-get install chromium")
+
+@pytest.fixture(autouse=True, scope="module")
+def chromium() -> None:
+    need(program(), "Chromium", "chromium")
+
 
 PICTURE = "document.getElementById('live-picture').toDataURL().length"
 UNLABELLED = """[...document.querySelectorAll('input:not([type=hidden]), select, textarea, button')]
