@@ -86,9 +86,7 @@ def mount(*arguments: object) -> None:
     """Mount a file system; skips where this user may not, since no test can give itself that right."""
     done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(
-            f"only root may mount a small disk; run the tests as root ({done.stderr.strip()})"
-        )
+        pytest.skip(f"only root may mount a small disk; run the tests as root ({done.stderr.strip()})")
 
 
 @contextlib.contextmanager
