@@ -7,7 +7,8 @@ DEVICE := .venv-device
 DESK := .venv-desk
 DATA ?= ../shared/data
 
-DESKTOP := xvfb x11-xkb-utils xdotool gcc libc6-dev chromium orthanc dcmtk dicom3tools tesseract-ocr poppler-utils
+DESKTOP := xvfb x11-xkb-utils xdotool gcc libc6-dev chromium orthanc dcmtk dicom3tools tesseract-ocr poppler-utils \
+	gcc-avr avr-libc libsimavr-dev libelf-dev cppcheck avrdude arduino-core-avr
 MACHINE := qemu-system-x86 linux-image-amd64 busybox-static cpio kmod udev dmsetup e2fsprogs
 
 .PHONY: demo test test-capture lint clean
@@ -18,9 +19,10 @@ demo: $(DEVICE)/.done
 test: $(DESK)/.done
 	@PATH=$$PATH:/usr/sbin; \
 	{ command -v Xvfb && command -v xdotool && command -v gcc && command -v chromium && command -v Orthanc \
-	  && command -v dcmdump && command -v dciodvfy && command -v tesseract && command -v pdftoppm; } >/dev/null \
+	  && command -v dcmdump && command -v dciodvfy && command -v tesseract && command -v pdftoppm \
+	  && command -v avr-gcc && command -v cppcheck && command -v avrdude && ls /usr/include/simavr /usr/include/libelf.h /usr/share/arduino/hardware/arduino/avr; } >/dev/null \
 	  || { apt-get update -qq && apt-get install -y -qq $(DESKTOP) >/dev/null; } \
-	  || echo "tests of windows, pages, DICOM and accelerators need: sudo apt-get install $(DESKTOP)"
+	  || echo "tests of windows, pages, DICOM, accelerators and the panel need: sudo apt-get install $(DESKTOP)"
 	$(MAKE) lint
 	SONOGLANCE_DATA=$(DATA) $(DESK)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

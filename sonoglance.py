@@ -17,6 +17,7 @@ COMMANDS = {
     "web": ("device.web.server", "the exams of this box as a web page"),
     "setup": ("device.settings.commands", "the first hour with a scanner: source, beam, levels, delay"),
     "scanner": ("device.settings.commands", "list, show, export, import or remove scanner profiles"),
+    "panel": ("firmware_bridge.commands", "the console panel: monitor, selftest, flash"),
     "config": ("device.settings.commands", "show or check the configuration"),
     "bundle": ("device.commands", "show, verify or sign a model bundle"),
     "bench": ("device.commands", "measure how fast a bundle reads, or how late the screen is, here"),

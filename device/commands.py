@@ -23,6 +23,7 @@ from device.exams.exam import Patient
 from device.exams.protocols import protocols
 from device.exams.round import open_round
 from device.loop import CONFIG_BROKEN, Bedside
+from device.panel import open_panel
 from device.results import Results
 from device.runners import KINDS, open_runner
 from device.screen.displays import open_display, save_snapshot
@@ -71,6 +72,7 @@ def run(arguments: list[str]) -> int:
     _bundle_option(parser)
     _screen_options(parser)
     _runner_options(parser)
+    parser.add_argument("--panel", metavar="PORT", help="console panel: auto, a serial port's path, or gpio")
     options = parser.parse_args(arguments)
     loaded = load_config(config_path(options.config))
     if options.source is None and loaded.path is None:
@@ -104,6 +106,7 @@ def run(arguments: list[str]) -> int:
             ConfigWatch(loaded.path) if loaded.path else None,
             exams,
             held.enter_context(_second_screen(settings, bundle)) if settings.web.enabled else None,
+            held.enter_context(open_panel(settings, bundle.manifest.reads.negative)),
             CONFIG_BROKEN if loaded.mistakes else "",
         )
         _quit_on_terminate(bedside)
@@ -142,8 +145,11 @@ def _overridden(config: Config, options: argparse.Namespace) -> Config:
         protocol=given.get("exam", config.exam.protocol),
         operator=given.get("operator", config.exam.operator),
     )
+    panel = replace(config.panel, connection=given.get("panel", config.panel.connection))
     language = given.get("language", config.language)
-    return replace(config, language=language, source=source, reader=reader, screen=screen, exam=exam)
+    return replace(
+        config, language=language, source=source, reader=reader, screen=screen, exam=exam, panel=panel
+    )
 
 
 def _sources(settings: Config) -> list[Source]:

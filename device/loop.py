@@ -27,6 +27,7 @@ from device.capture.sources import Source
 from device.clock import now
 from device.errors import SourceError
 from device.exams.round import ExamRound
+from device.panel import Panel
 from device.reading import HELD, FrameReader, ReadingThread, Taken
 from device.results import Results
 from device.screen.canvas import NO_PICTURE
@@ -70,7 +71,7 @@ class Bedside:
     ``settings``: of them, those of screen and waiting are used here, and followed when the file that
     ``watch`` looks after changes; ``settings_badge`` says how that went. ``badges`` and ``alarm``: what
     the screen must say all the time. ``exams``: where an exam is kept of what is read. ``live``: where a
-    second screen takes its picture from.
+    second screen takes its picture from. ``panel``: lamps and buttons beside the screen.
     ``seconds_by_state`` counts how long each state was shown, in the source's time.
     """
 
@@ -85,6 +86,7 @@ class Bedside:
     watch: ConfigWatch | None = None
     exams: ExamRound | None = None
     live: LivePicture | None = None
+    panel: Panel | None = None
     settings_badge: str = ""
     quitting: bool = False
     seconds_by_state: dict[str, float] = field(default_factory=dict)
@@ -127,6 +129,8 @@ class Bedside:
     def _run_live(self, source: Source, frames: FrameReader) -> None:
         capture = source.capture()
         thread = ReadingThread(capture, frames)
+        if self.panel is not None:
+            self.panel.woken = thread.wake
         watch = ScreenWatch()
         try:
             with self._progress(source) as bar:
@@ -135,7 +139,9 @@ class Bedside:
                         self._follow(taken)
                         bar.update(taken.reading.frame.sequence + 1 - bar.n)
                     self._refuse_to_start_without(capture)
-                    self._show(self._present(capture, thread), capture.name, source.delay_ms, capture.badge)
+                    reading = self._present(capture, thread)
+                    self._serve_panel(reading)
+                    self._show(reading, capture.name, source.delay_ms, capture.badge)
                     frames.held = self.held
                     watch.drawn()
                     self._follow_settings()
@@ -163,6 +169,7 @@ class Bedside:
                 for frame in source.frames():
                     taken = frames.read(Arrived(frame, now()))
                     self._follow(taken)
+                    self._serve_panel(taken.reading)
                     self._show(taken.reading, source.name, source.delay_ms, "")
                     frames.held = self.held
                     bar.update()
@@ -221,11 +228,22 @@ class Bedside:
         self._newest = taken
         if self.exams is not None:
             self.exams.saw(taken)
+        if self.panel is not None:
+            self.panel.saw(taken)
         if reading.state == HELD:
             return
         self._trend.append((at, abnormal_probability(reading, self.bundle.manifest.reads.negative)))
         while self._trend[0][0] < at - TREND_SECONDS:
             self._trend.popleft()
+
+    def _serve_panel(self, reading: Reading) -> None:
+        """Before the screen is drawn: lamps are quicker. A button means the picture that was seen."""
+        if self.panel is None:
+            return
+        self.panel.light(reading, relied_on=not self.alarm)
+        for key in self.panel.pressed():
+            if self.screen is not None:
+                self._press(key)
 
     def _show(self, reading: Reading, name: str, delay_ms: float | None, source_badge: str) -> None:
         slow = "slow-screen" if statistics.median(self._drawing) > SLOW_SCREEN else ""
@@ -233,6 +251,7 @@ class Bedside:
             self._told if now() < self._told_until else "",
             self.live.badge if self.live is not None else "",
             *(self.exams.badges if self.exams is not None else ()),
+            *(self.panel.badges if self.panel is not None else ()),
             self.settings_badge,
             *self.badges,
             *self._source_badges,

@@ -72,17 +72,27 @@ class ReadingThread:
         self._changed = threading.Condition()
         self._unseen: deque[Taken] = deque(maxlen=MOST_UNSEEN)
         self._reading_since: float | None = None
-        self._stop = False
+        self._stop = self._woken = False
         self._thread = threading.Thread(target=self._run, name="reading", daemon=True)
         self._thread.start()
 
     def take(self, deadline: float) -> list[Taken]:
-        """The readings made since the last call, oldest first; waits up to ``deadline`` seconds for one."""
+        """The readings made since the last call, oldest first; waits up to ``deadline`` seconds for one, or
+        until ``wake`` is called."""
         with self._changed:
-            self._changed.wait_for(lambda: self._unseen or not self._thread.is_alive(), timeout=deadline)
+            self._changed.wait_for(
+                lambda: self._unseen or self._woken or not self._thread.is_alive(), timeout=deadline
+            )
             unseen = list(self._unseen)
             self._unseen.clear()
+            self._woken = False
             return unseen
+
+    def wake(self) -> None:
+        """Have ``take`` return at once: something else wants to be done."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     @property
     def busy_for(self) -> float:

@@ -41,6 +41,8 @@ MOST_MISTAKES = 20
 LANGUAGES = languages()
 DISPLAYS = ("auto", "window", "terminal", "none")
 THEMES = tuple(SCREEN_THEMES)
+ANY_PANEL, GPIO_PANEL = "auto", "gpio"
+NO_PIN = -1
 
 Keys = tuple[str, ...]
 
@@ -117,6 +119,33 @@ class SendTable:
 
 
 @dataclass(frozen=True)
+class PanelTable:
+    """``[panel]``: the console panel. ``connection``: none where empty, ``auto``, a serial port's path, or
+    ``gpio``. ``battery_low``: millivolts from which the screen warns; 0 for never."""
+
+    connection: str
+    quiet: bool
+    battery_low: int
+
+
+@dataclass(frozen=True)
+class GpioTable:
+    """``[gpio]``: pins of a panel without a microcontroller, in Broadcom's numbers. ``buzzer`` and ``mute``:
+    -1 where there is none."""
+
+    freeze: int
+    next: int
+    back: int
+    record: int
+    confirm: int
+    normal: int
+    opacity: int
+    no_reading: int
+    buzzer: int
+    mute: int
+
+
+@dataclass(frozen=True)
 class StateTable:
     """``[state]``: where the box keeps what it learnt."""
 
@@ -134,6 +163,8 @@ class Config:
     exam: ExamTable
     web: WebTable
     send: SendTable
+    panel: PanelTable
+    gpio: GpioTable
     state: StateTable
 
     @property
@@ -149,6 +180,8 @@ TABLES = {
     "exam": ExamTable,
     "web": WebTable,
     "send": SendTable,
+    "panel": PanelTable,
+    "gpio": GpioTable,
     "state": StateTable,
 }
 
@@ -269,6 +302,27 @@ def title() -> Rule:
     return _rule("1 to 16 letters without blanks", lambda v: isinstance(v, str) and bool(entity.fullmatch(v)))
 
 
+def panel_connection() -> Rule:
+    """What ``--panel`` takes: how the console panel is reached, or nothing."""
+    port = re.compile(r"/dev/\S+")
+    return _rule(
+        f'"{ANY_PANEL}", "{GPIO_PANEL}", or the path of a serial port under /dev (or empty)',
+        lambda v: _printable(v) and (v in ("", ANY_PANEL, GPIO_PANEL) or bool(port.fullmatch(v))),
+    )
+
+
+def pin() -> Rule:
+    """A pin of the Raspberry Pi's header (BCM2835 ARM Peripherals, 6: GPIO 0 to 27 are led out)."""
+    return whole(0, 27)
+
+
+def pin_or_none() -> Rule:
+    """A pin of the header, or -1 where nothing is wired."""
+    return _rule(
+        "a whole number from 0 to 27, or -1 for none", lambda v: type(v) is int and NO_PIN <= v <= 27
+    )
+
+
 def _printable(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable()
 
@@ -355,6 +409,19 @@ FACTS = (
     Fact("web.key", "", existing("a PEM private key", None), "the certificate's key"),
     Fact("send.destination", "", archive(), "DICOM archive that signed exams are sent to; empty: none"),
     Fact("send.title", "SONOGLANCE", title(), "what this box calls itself there"),
+    Fact("panel.connection", "", panel_connection(), "console panel; auto: found by itself; empty: none"),
+    Fact("panel.quiet", False, switch(), "the panel's buzzer keeps silent"),
+    Fact("panel.battery_low", 0, whole(0, 17_600), "millivolts from which the screen warns; 0: never"),
+    Fact("gpio.freeze", 5, pin(), "button: freeze, and go on"),
+    Fact("gpio.next", 6, pin(), "button: next zone"),
+    Fact("gpio.back", 13, pin(), "button: previous zone"),
+    Fact("gpio.record", 19, pin(), "button: record a clip"),
+    Fact("gpio.confirm", 26, pin(), "button: confirm; held: end the exam"),
+    Fact("gpio.normal", 17, pin(), "lamp: normal"),
+    Fact("gpio.opacity", 27, pin(), "lamp: opacity"),
+    Fact("gpio.no_reading", 22, pin(), "lamp: no reading"),
+    Fact("gpio.buzzer", 18, pin_or_none(), "buzzer"),
+    Fact("gpio.mute", 23, pin_or_none(), "switch that silences the buzzer"),
     Fact(
         "state.folder",
         "",
@@ -433,6 +500,11 @@ def read_config(path: Path) -> LoadedConfig:
     if scanner and not os.path.isfile(profile_path(folder, scanner)):  # noqa: PTH113  Path may raise
         what = f"source.scanner {_shown(scanner)}: must be a profile in {folder}: sonoglance scanner list"
         mistakes.append(_MistakeError(places["source", "scanner"], what))
+    for key, other, number in _pins_taken_twice(config.gpio):
+        if ("gpio", key) not in places:
+            key, other = other, key
+        what = f"gpio.{key} {number}: must be a pin of its own; gpio.{other} has it"
+        mistakes.append(_MistakeError(places["gpio", key], what))
     if mistakes:
         lines = [mistake.told(path) for mistake in sorted(mistakes, key=lambda m: m.line)]
         return LoadedConfig(_build({}), path, tuple(lines))
@@ -457,6 +529,18 @@ def _build(values: dict[str, Any]) -> Config:
         for name, table in TABLES.items()
     }
     return Config(everything["language"], **tables)
+
+
+def _pins_taken_twice(gpio: GpioTable) -> list[tuple[str, str, int]]:
+    """Name, name of the one before, and number of each pin that has another use already."""
+    taken, twice = dict[int, str](), list[tuple[str, str, int]]()
+    for field in fields(gpio):
+        number = getattr(gpio, field.name)
+        if number in taken:
+            twice.append((field.name, taken[number], number))
+        elif number != NO_PIN:
+            taken[number] = field.name
+    return twice
 
 
 def _read_text(path: Path) -> str:

@@ -1,0 +1,130 @@
+"""The console panel beside the screen: what its lamps say, what its buttons do, what is to be said of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from device.clock import now
+from device.reading import Taken
+from device.settings.config import GPIO_PANEL, NO_PIN, Config, GpioTable
+from firmware_bridge.gpio_panel import GpioPins
+from firmware_bridge.link import LinkState, PanelLink
+from firmware_bridge.ports import GpioPort, Port, SerialPort
+from firmware_bridge.wire import Button, Kind, Shown
+from reader.reader import Reading
+from reader.verdict import UNCERTAIN
+
+KEYS = {
+    (Button.FREEZE, Kind.PRESS): "f",
+    (Button.NEXT, Kind.PRESS): "n",
+    (Button.BACK, Kind.PRESS): "b",
+    (Button.RECORD, Kind.PRESS): "r",
+    # Accepting is a clinician's act: whoever holds the button to end the exam has not accepted anything.
+    (Button.CONFIRM, Kind.CLICK): "a",
+    (Button.CONFIRM, Kind.LONG): "e",
+}
+"""What is done to a button, and the key that means the same."""
+LINKED, SEARCHING = "linked", "searching"
+"""Names of the link's states that are nothing to worry about."""
+STUCK_AFTER = 10.0
+"""Seconds for which a button may be down before the screen names it."""
+TOLD_FOR = 4.0
+"""Seconds for which the screen says that the panel is there."""
+
+
+def lamp(reading: Reading, negative: str, relied_on: bool = True) -> Shown:
+    """What the lamps are to show of a reading. ``negative``: the bundle's negative label. ``relied_on``:
+    False where the screen says that nothing may be relied on."""
+    if reading.p is None or not relied_on:
+        return Shown.NO_READING
+    if reading.state == UNCERTAIN:
+        return Shown.CANNOT_TELL
+    return Shown.NORMAL if reading.state == negative else Shown.OPACITY
+
+
+class Panel:
+    """The panel as the bedside loop sees it. ``woken``: called from another thread when a button was
+    pressed."""
+
+    def __init__(self, port: Port, negative: str, quiet: bool = False, battery_low: int = 0) -> None:
+        """``port``: where it is reached. ``battery_low``: millivolts from which its battery is named."""
+        self.woken: Callable[[], None] = lambda: None
+        self._negative, self._battery_low = negative, battery_low
+        self._reading = 0
+        self._read_at: float | None = None
+        self._state, self._told_until = LinkState(SEARCHING, ""), 0.0
+        self._down_since: dict[Button, float] = {}
+        self._link = PanelLink(port, lambda: self.woken(), quiet)
+
+    def saw(self, taken: Taken) -> None:
+        """Take in a reading: its number and age are what the lamps live from."""
+        if taken.reading.p is not None:
+            self._reading += 1
+            self._read_at = taken.at
+
+    def light(self, reading: Reading, relied_on: bool = True) -> None:
+        """Have the lamps show what is presented now."""
+        self._link.show(lamp(reading, self._negative, relied_on), self._reading, self._read_at)
+
+    def pressed(self) -> list[str]:
+        """The keys that stand for what was pressed since the last call, in order."""
+        self._follow(self._link.state)
+        done = [(event.button, event.kind) for event in self._link.events()]
+        return [KEYS[what] for what in done if what in KEYS]
+
+    @property
+    def badges(self) -> tuple[str, ...]:
+        """What the screen must say of the panel, as ``pressed`` last found it."""
+        name, status = self._state.name, self._state.status
+        if name != LINKED or status is None:
+            return () if name == SEARCHING else (f"panel-{name}",)
+        low = 0 < status.battery_mv < self._battery_low
+        stuck = [b.name.lower() for b, since in self._down_since.items() if now() - since > STUCK_AFTER]
+        return (
+            *(["panel-linked"] if now() < self._told_until else []),
+            *([f"panel-battery {status.battery_mv / 1000:.1f}"] if low else []),
+            *(f"panel-stuck {button}" for button in stuck),
+        )
+
+    def close(self) -> None:
+        """Leave the panel to itself: its lamps end every verdict within two seconds."""
+        self._link.close()
+
+    def _follow(self, state: LinkState) -> None:
+        if state.name != self._state.name:
+            print(f"\npanel: {state.name}: {state.detail}", file=sys.stderr)
+            self._told_until = now() + TOLD_FOR
+        self._state = state
+        down = state.status.down if state.status is not None and state.name == LINKED else 0
+        self._down_since = {
+            button: self._down_since.get(button, now()) for button in Button if down >> (button - 1) & 1
+        }
+
+
+@contextmanager
+def open_panel(settings: Config, negative: str) -> Iterator[Panel | None]:
+    """The panel of the configuration; None where there is none. It is looked for as long as it is away.
+
+    ``negative``: the bundle's negative label.
+    """
+    asked = settings.panel
+    if not asked.connection:
+        yield None
+        return
+    port: Port
+    port = GpioPort(_pins(settings.gpio)) if asked.connection == GPIO_PANEL else SerialPort(asked.connection)
+    panel = Panel(port, negative, asked.quiet, asked.battery_low)
+    try:
+        yield panel
+    finally:
+        panel.close()
+
+
+def _pins(gpio: GpioTable) -> GpioPins:
+    wired: dict[str, Any] = {
+        name: None if number == NO_PIN else number for name, number in vars(gpio).items()
+    }
+    return GpioPins(**wired)

@@ -1,0 +1,135 @@
+"""A panel in Python on a real pty, for what the firmware never does: other versions, silence, deafness."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+import tty
+from pathlib import Path
+
+from firmware_bridge.wire import (
+    VERSION,
+    Ask,
+    Button,
+    Event,
+    FrameReader,
+    Got,
+    Hello,
+    Kind,
+    Message,
+    Show,
+    Shown,
+    Status,
+    encode,
+)
+
+PATIENCE = 20.0
+"""Seconds for what takes a fraction of one, on a machine however busy."""
+
+
+class PtyPanel:
+    """Plugged from its making on. ``received``: what came, and when. Set at will: ``silent`` (says nothing),
+    ``deaf`` (does not take what comes), ``version``, ``shown`` (None: what it is asked), ``down``, and
+    ``waiting`` (an event that is repeated until it is got)."""
+
+    def __init__(self, port: Path, version: int = VERSION, silent: bool = False) -> None:
+        self.port, self.version, self.silent, self.deaf = port, version, silent, False
+        self.shown: Shown | None = None
+        self.down = 0
+        self.received: list[tuple[Message, float]] = []
+        self.raw = b""
+        self.boot, self._number, self._sequence = 1, 0, 0
+        self._asked = Shown.NO_READING
+        self.waiting: Event | None = None
+        self._plugged = threading.Event()
+        self._ended = False
+        self.plug()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> PtyPanel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        self._thread.join()
+        self.unplug()
+
+    def plug(self) -> None:
+        self._master, slave = os.openpty()
+        tty.setraw(slave)
+        self.port.symlink_to(os.ttyname(slave))
+        os.close(slave)
+        os.set_blocking(self._master, False)
+        self._frames = FrameReader()
+        self._due = 0.0
+        self._plugged.set()
+
+    def unplug(self) -> None:
+        if self._plugged.is_set():
+            self._plugged.clear()
+            self.port.unlink()
+            time.sleep(0.05)  # the thread is out of it
+            os.close(self._master)
+
+    def reset(self) -> None:
+        self.boot += 1
+        self._number = 0
+        self.say(self._hello())
+
+    def press(self, button: Button, age_ms: int = 0) -> None:
+        """Send an event again and again until it is got."""
+        self.waiting = Event(self.boot, self._number, button, Kind.PRESS, age_ms)
+        self._number = (self._number + 1) & 0xFF
+
+    def say(self, message: Message) -> None:
+        self._sequence = (self._sequence + 1) & 0xFF
+        self.babble(encode(message, self._sequence))
+
+    def babble(self, what: bytes) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._master, what)
+
+    def shows(self) -> list[tuple[Show, float]]:
+        return [(message, at) for message, at in self.received if isinstance(message, Show)]
+
+    def _hello(self) -> Hello:
+        return Hello(self.version, 63, self.boot, 1, 1, 0)
+
+    def _run(self) -> None:
+        while not self._ended:
+            if not self._plugged.is_set():
+                time.sleep(0.005)
+                continue
+            if not self.deaf and select.select([self._master], [], [], 0.001)[0]:
+                self._hear()
+            time.sleep(0.001)
+            if not self.silent and self._plugged.is_set():
+                self._speak()
+
+    def _hear(self) -> None:
+        try:
+            raw = os.read(self._master, 65536)
+        except OSError:  # nobody has it open
+            return
+        self.raw += raw
+        for message, _ in self._frames.feed(raw):
+            self.received.append((message, time.monotonic()))
+            if isinstance(message, Ask) and not self.silent:
+                self.say(self._hello())
+            elif isinstance(message, Show):
+                self._asked = Shown(message.asked)
+            elif isinstance(message, Got) and self.waiting and message.number == self.waiting.number:
+                self.waiting = None
+
+    def _speak(self) -> None:
+        if self.waiting:
+            self.say(self.waiting)
+            time.sleep(0.02)
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + 0.25
+            shown = self._asked if self.shown is None else self.shown
+            self.say(Status(self.boot, 1, 7400, 200, shown, 0, self.down, 0, 0))

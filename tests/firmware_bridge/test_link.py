@@ -1,0 +1,558 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import serial
+
+from firmware_bridge import link as link_module
+from firmware_bridge import ports
+from firmware_bridge.gpio_panel import GpioPins
+from firmware_bridge.link import PanelLink, Pressed
+from firmware_bridge.ports import GpioPort, SerialPort
+from firmware_bridge.simulator import BUTTONS, SimulatedPanel
+from firmware_bridge.wire import Button, Event, Got, Kind, Show, Shown, encode
+from tests.firmware_bridge.noise import press_in_noise
+from tests.firmware_bridge.pty_panel import PATIENCE, PtyPanel
+
+SOON = 8.0
+"""Seconds in which all is well again; on a machine with time to spare it takes less than 2."""
+
+
+def until(what: Callable[[], bool], state: Callable[[], object] = lambda: None) -> float:
+    """Seconds until something holds."""
+    begun = time.monotonic()
+    while not what():
+        assert time.monotonic() - begun < PATIENCE, state()
+        time.sleep(0.002)
+    return time.monotonic() - begun
+
+
+def named(link: PanelLink, name: str) -> float:
+    return until(lambda: link.state.name == name, lambda: link.state)
+
+
+def link_to(panel: PtyPanel) -> PanelLink:
+    return PanelLink(SerialPort(str(panel.port)))
+
+
+@pytest.fixture
+def panel(tmp_path: Path) -> Iterator[PtyPanel]:
+    with PtyPanel(tmp_path / "panel") as plugged:
+        yield plugged
+
+
+@pytest.fixture
+def link(panel: PtyPanel) -> Iterator[PanelLink]:
+    with closing(link_to(panel)) as opened:
+        named(opened, "linked")
+        until(lambda: opened.state.status is not None)
+        yield opened
+
+
+def test_a_panel_is_linked_and_tells_how_it_is(panel: PtyPanel, link: PanelLink) -> None:
+    assert link.state.hello is not None
+    assert link.state.status is not None
+    assert link.state.status.battery_mv == 7400
+    assert "1.0" in link.state.detail
+    assert panel.raw[0] == 0, "what was on the line before cannot damage the first frame"
+
+
+def test_the_heartbeat_tells_the_age_of_the_reading(panel: PtyPanel, link: PanelLink) -> None:
+    read_at = time.monotonic() - 0.5
+    link.show(Shown.OPACITY, 70000, read_at)
+    until(lambda: sum(show.asked == Shown.OPACITY for show, _ in panel.shows()) >= 8)
+    shows = [(show, at) for show, at in panel.shows() if show.asked == Shown.OPACITY]
+    for show, at in shows:
+        assert show.reading == 70000
+        assert 400 <= show.age_ms <= 1e3 * (at - read_at) + 1
+    assert shows[-1][0].age_ms > shows[0][0].age_ms + 400, "it grows, though nobody calls"
+
+
+def test_a_reading_that_is_long_past_never_looks_young(panel: PtyPanel, link: PanelLink) -> None:
+    link.show(Shown.NORMAL, 1, time.monotonic() - 70.0)
+    until(lambda: any(show.asked == Shown.NORMAL for show, _ in panel.shows()))
+    link.show(Shown.CANNOT_TELL, 2, None)
+    until(lambda: any(show.asked == Shown.CANNOT_TELL for show, _ in panel.shows()))
+    assert {show.age_ms for show, _ in panel.shows() if show.asked != Shown.NO_READING} == {0xFFFF}
+
+
+def test_a_change_does_not_wait_for_the_heartbeat(panel: PtyPanel, link: PanelLink) -> None:
+    took = []
+    for count in range(30):
+        asked = Shown.NORMAL if count % 2 else Shown.OPACITY
+        changed_at = time.monotonic()
+        link.show(asked, count, changed_at)
+        until(lambda: panel.shows()[-1][0].asked == asked)  # noqa: B023
+        took.append(panel.shows()[-1][1] - changed_at)
+    assert sorted(took)[15] < 0.05, "the median; a heartbeat alone would take as much"
+
+
+def test_a_press_is_handed_on_once_and_answered_every_time(panel: PtyPanel, link: PanelLink) -> None:
+    for _ in range(3):
+        panel.press(Button.FREEZE)
+        until(lambda: panel.waiting is None)
+    repeated = panel._number - 1
+    panel.waiting = Event(panel.boot, repeated, Button.FREEZE, Kind.PRESS, 60)
+    answers = sum(isinstance(message, Got) for message, _ in panel.received)
+    until(lambda: panel.waiting is None)
+    until(lambda: sum(isinstance(message, Got) for message, _ in panel.received) > answers)
+    assert [pressed.button for pressed in link.events()] == [Button.FREEZE] * 3
+    assert link.events() == []
+
+
+def test_whoever_waits_for_a_press_is_woken_and_told_when_it_was(panel: PtyPanel) -> None:
+    woken = threading.Event()
+    with closing(PanelLink(SerialPort(str(panel.port)), woken.set)) as link:
+        named(link, "linked")
+        pressed_at = time.monotonic()
+        panel.press(Button.CONFIRM, age_ms=300)
+        assert woken.wait(PATIENCE)
+        (pressed,) = link.events()
+        assert pressed == Pressed(Button.CONFIRM, Kind.PRESS, pressed.at)
+        assert pressed_at - 0.31 < pressed.at < time.monotonic() - 0.29
+
+
+def test_a_press_of_a_while_ago_is_answered_and_dropped(panel: PtyPanel, link: PanelLink) -> None:
+    panel.press(Button.RECORD, age_ms=2100)
+    until(lambda: panel.waiting is None)
+    panel.press(Button.NEXT)
+    until(lambda: panel.waiting is None)
+    time.sleep(0.05)
+    assert [pressed.button for pressed in link.events()] == [Button.NEXT]
+
+
+def test_a_press_that_nobody_takes_grows_old(
+    panel: PtyPanel, link: PanelLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "TOO_OLD", 0.2)
+    panel.press(Button.NEXT)
+    until(lambda: panel.waiting is None)
+    time.sleep(0.3)
+    assert link.events() == []
+
+
+def test_a_reset_is_noticed_and_its_first_press_is_no_repetition(
+    panel: PtyPanel, link: PanelLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    panel.press(Button.NEXT)
+    until(lambda: panel.waiting is None)
+    panel.reset()
+    panel.press(Button.NEXT)
+    until(lambda: panel.waiting is None)
+    until(lambda: link.state.hello is not None and link.state.hello.boot == panel.boot)
+    assert "was reset" in caplog.text
+    assert len(link.events()) == 2
+
+
+def test_a_hello_that_was_lost_is_asked_for(panel: PtyPanel, link: PanelLink) -> None:
+    panel.boot += 1  # as a reset whose hello noise destroyed
+    until(lambda: link.state.hello is not None and link.state.hello.boot == panel.boot, lambda: link.state)
+
+
+def test_unplugged_and_replugged_it_is_back_within_two_seconds(panel: PtyPanel, link: PanelLink) -> None:
+    for _ in range(3):
+        panel.unplug()
+        assert named(link, "missing") < SOON
+        assert link.state.status is None
+        panel.plug()
+        assert named(link, "linked") < SOON
+    panel.press(Button.BACK)
+    until(lambda: panel.waiting is None)
+    assert len(link.events()) == 1
+
+
+def test_what_is_asked_while_it_is_away_is_shown_when_it_is_back(panel: PtyPanel, link: PanelLink) -> None:
+    panel.unplug()
+    named(link, "missing")
+    link.show(Shown.NORMAL, 9, time.monotonic())
+    panel.received.clear()
+    panel.plug()
+    until(lambda: bool(panel.shows()))
+    assert panel.shows()[0][0].asked == Shown.NORMAL
+
+
+def test_silence_is_told_and_ends_when_it_ends(panel: PtyPanel, link: PanelLink) -> None:
+    panel.silent = True
+    named(link, "silent")
+    assert link.state.status is None
+    panel.silent = False
+    named(link, "linked")
+
+
+def test_a_port_that_stays_silent_is_opened_anew(
+    panel: PtyPanel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(link_module, "REOPEN_AFTER", 1.3)
+    port = CountingPort(str(panel.port))
+    with closing(PanelLink(port)) as link:
+        named(link, "linked")
+        panel.silent = True
+        until(lambda: port.opened == 2)
+        time.sleep(0.3)
+        assert link.state.name == "silent", "that it was opened anew is no news"
+        panel.silent = False
+        named(link, "linked")
+    assert caplog.text.count("nothing is heard") == 1
+
+
+class CountingPort(SerialPort):
+    opened = 0
+
+    def open(self) -> ports.Connection:
+        self.opened += 1
+        return super().open()
+
+
+def test_a_port_that_has_said_nothing_is_not_written_to_while_a_boot_loader_may_listen(
+    tmp_path: Path,
+) -> None:
+    with PtyPanel(tmp_path / "panel", silent=True) as panel, closing(link_to(panel)) as link:
+        time.sleep(1.0)
+        assert link.state.name == "searching"
+        assert panel.raw == b""
+        until(lambda: bool(panel.received))  # asked, after all: an older one may speak only when spoken to
+        assert not panel.shows()
+        named(link, "silent")
+
+
+def test_a_panel_that_takes_no_bytes_blocks_nobody_and_hears_nothing_old(panel: PtyPanel) -> None:
+    panel.deaf = True
+    with closing(SerialPort(str(panel.port)).open()) as connection:
+        begun = time.monotonic()
+        for count in range(20_000):
+            connection.write(b"\0" + encode(Show(Shown.NORMAL, count, 0), 0))
+        assert time.monotonic() - begun < 5.0
+        panel.deaf = False
+        until(lambda: bool(panel.shows()))
+        connection.write(b"\0" + encode(Show(Shown.OPACITY, 1, 0), 0))
+        until(lambda: panel.shows()[-1][0].asked == Shown.OPACITY)
+    assert len(panel.shows()) < 4000, "no more than the kernel holds"
+
+
+def test_garbage_is_no_panel_and_hurts_none(panel: PtyPanel, link: PanelLink) -> None:
+    for size in (1, 40, 500, 4000):
+        panel.babble(os.urandom(size))
+    panel.press(Button.NEXT)
+    until(lambda: panel.waiting is None)
+    assert link.state.name == "linked"
+
+
+def test_another_version_is_told_and_its_presses_mean_nothing(tmp_path: Path) -> None:
+    with PtyPanel(tmp_path / "panel", version=2) as panel, closing(link_to(panel)) as link:
+        named(link, "old-firmware")
+        assert "flash" in link.state.detail
+        panel.press(Button.NEXT)
+        time.sleep(0.3)
+        assert link.events() == []
+
+
+def test_a_panel_that_shows_something_else_is_told(panel: PtyPanel, link: PanelLink) -> None:
+    link.show(Shown.NORMAL, 1, time.monotonic())
+    panel.shown = Shown.NO_LINK
+    until(lambda: "shows no link, asked for normal" in link.state.detail)
+    panel.shown = None
+    until(lambda: "asked for" not in link.state.detail)
+
+
+def test_a_port_in_use_is_busy_until_it_is_free(panel: PtyPanel) -> None:
+    with serial.Serial(str(panel.port), exclusive=True), closing(link_to(panel)) as link:
+        named(link, "busy")
+        assert "another program" in link.state.detail
+        assert panel.raw == b""
+        held = link
+    with closing(link_to(panel)) as link:
+        named(link, "linked")
+    assert held.state.name == "busy"
+
+
+def test_another_program_that_asks_for_the_port_is_refused(panel: PtyPanel, link: PanelLink) -> None:
+    with pytest.raises(serial.SerialException):
+        serial.Serial(str(panel.port), exclusive=True)
+
+
+def test_what_is_no_serial_port_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "file").write_text("not a port")
+    with closing(PanelLink(SerialPort(str(tmp_path / "file")))) as link:
+        named(link, "refused")
+        time.sleep(0.7)
+        assert "not a serial port" in link.state.detail
+    assert caplog.text.count("not a serial port") == 1
+
+
+def test_without_permission_the_group_is_named(panel: PtyPanel) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody else")
+    Path(panel.port).resolve().chmod(0o600)
+    for folder in (panel.port.parent, *panel.port.parent.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o755)
+    code = (
+        "import os, sys; from firmware_bridge.ports import SerialPort\n"
+        "from firmware_bridge.errors import PanelRefusedError\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try: SerialPort(sys.argv[1]).open()\n"
+        "except PanelRefusedError as error: print(error)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(panel.port)], capture_output=True, text=True, timeout=60
+    )
+    assert "dialout" in told.stdout, told.stderr
+
+
+def test_a_program_that_was_killed_leaves_the_port_to_the_next(panel: PtyPanel) -> None:
+    code = (
+        "import sys, time; from firmware_bridge.link import PanelLink\n"
+        "from firmware_bridge.ports import SerialPort\n"
+        "link = PanelLink(SerialPort(sys.argv[1]))\n"
+        "while link.state.name != 'linked': time.sleep(0.01)\n"
+        "print('linked', flush=True); time.sleep(600)"
+    )
+    for _ in range(2):
+        with subprocess.Popen([sys.executable, "-c", code, panel.port], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"linked\n"
+            process.kill()
+    with closing(link_to(panel)) as link:
+        named(link, "linked")
+
+
+def test_a_press_made_while_the_box_stood_still_is_not_taken_for_a_new_one(panel: PtyPanel) -> None:
+    code = (
+        "import sys, time; from firmware_bridge.link import PanelLink\n"
+        "from firmware_bridge.ports import SerialPort\n"
+        "link = PanelLink(SerialPort(sys.argv[1]))\n"
+        "while link.state.name != 'linked': time.sleep(0.01)\n"
+        "print('linked', flush=True)\n"
+        "while True:\n"
+        "    for pressed in link.events(): print(pressed.button.name, flush=True)\n"
+        "    time.sleep(0.01)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, panel.port], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"linked\n"
+        process.send_signal(signal.SIGSTOP)
+        panel.press(Button.FREEZE)
+        time.sleep(link_module.TOO_OLD + 0.5)
+        process.send_signal(signal.SIGCONT)
+        until(lambda: not panel.waiting)
+        panel.press(Button.NEXT)
+        assert process.stdout.readline() == b"NEXT\n"
+        process.kill()
+
+
+class TestAuto:
+    @pytest.fixture
+    def by_id(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "by-id"
+        folder.mkdir()
+        monkeypatch.setattr(ports, "BY_ID", folder)
+        return folder
+
+    def test_nothing_plugged_in_is_missing(self, by_id: Path) -> None:
+        with closing(PanelLink(SerialPort("auto"))) as link:
+            named(link, "missing")
+
+    def test_the_panel_is_found_among_others_which_are_not_written_to(self, by_id: Path) -> None:
+        with (
+            PtyPanel(by_id / "usb-Aaa_scale", silent=True) as scale,
+            PtyPanel(by_id / "usb-Mmm_gps", silent=True) as gps,
+            PtyPanel(by_id / "usb-Zzz_panel") as panel,
+            closing(PanelLink(SerialPort("auto"))) as link,
+        ):
+            gps.babble(b"$GPGGA,123519,4807.038,N*47\r\n" * 3)
+            named(link, "linked")
+            panel.unplug()
+            named(link, "missing")
+            panel.plug()
+            assert named(link, "linked") < SOON
+            assert panel.received
+            assert scale.raw == gps.raw == b""
+
+    def test_a_panel_plugged_in_while_others_are_listened_to_is_found_at_once(
+        self, by_id: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ports, "LISTEN", 2 * SOON)
+        with PtyPanel(by_id / "usb-Aaa_scale", silent=True), closing(PanelLink(SerialPort("auto"))) as link:
+            time.sleep(0.3)
+            with PtyPanel(by_id / "usb-Zzz_panel"):
+                assert named(link, "linked") < SOON
+
+    def test_ports_that_are_not_ours_are_let_alone_for_longer_and_longer(
+        self, by_id: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ports, "LISTEN", 0.05)
+        opened: list[str] = []
+
+        class Counting(ports._SerialConnection):
+            def __init__(self, name: str) -> None:
+                opened.append(name)
+                super().__init__(name)
+
+        monkeypatch.setattr(ports, "_SerialConnection", Counting)
+        with PtyPanel(by_id / "usb-scale", silent=True), closing(PanelLink(SerialPort("auto"))):
+            time.sleep(2.0)
+        assert 2 <= len(opened) <= 4
+
+    def test_the_only_port_being_busy_is_told(self, by_id: Path) -> None:
+        with (
+            PtyPanel(by_id / "usb-panel") as panel,
+            serial.Serial(str(panel.port), exclusive=True),
+            closing(PanelLink(SerialPort("auto"))) as link,
+        ):
+            named(link, "busy")
+
+
+def test_the_port_keeps_its_line_up_when_it_is_closed(panel: PtyPanel) -> None:
+    # On a real adapter HUPCL drops DTR at the close, which resets an Arduino at the next opening.
+    import termios
+
+    connection = SerialPort(str(panel.port)).open()
+    assert not termios.tcgetattr(connection.fileno())[2] & termios.HUPCL
+    connection.close()
+
+
+def test_closing_is_quick_whatever_the_state(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("nowhere", "file"):
+        link = PanelLink(SerialPort(str(tmp_path / name)))
+        until(lambda: link.state.name != "searching")  # noqa: B023
+        begun = time.monotonic()
+        link.close()
+        assert time.monotonic() - begun < SOON
+        link.show(Shown.NORMAL, 1, None)
+
+
+class TestTheRealFirmware:
+    @pytest.fixture
+    def link(self, simulated: SimulatedPanel) -> Iterator[PanelLink]:
+        with closing(PanelLink(SerialPort(str(simulated.port)))) as opened:
+            named(opened, "linked")
+            yield opened
+
+    def test_lamps_follow_and_presses_come(self, simulated: SimulatedPanel, link: PanelLink) -> None:
+        for number, (asked, lamp) in enumerate(((Shown.NORMAL, "D7"), (Shown.OPACITY, "D8")), 1):
+            link.show(asked, number, time.monotonic())
+            simulated.wait_for(lamp, 1, PATIENCE)
+        for button in BUTTONS:
+            simulated.press(button)
+            time.sleep(0.05)
+            simulated.release(button)
+            time.sleep(0.05)
+        until(lambda: len(link._events) == 2 * len(BUTTONS))
+        assert [(event.button, event.kind) for event in link.events()] == [
+            (button, kind) for button in Button for kind in (Kind.PRESS, Kind.CLICK)
+        ]
+
+    def test_it_is_back_within_two_seconds_of_whatever_happens(
+        self, simulated: SimulatedPanel, link: PanelLink
+    ) -> None:
+        for accident in (simulated.reset, simulated.hang, self._replug(simulated)):
+            before = link.state.hello
+            accident()
+            took = until(
+                lambda: link.state.name == "linked" and link.state.hello != before,  # noqa: B023
+                lambda: link.state,
+            )
+            assert took < SOON
+            time.sleep(0.1)  # a button that is down at the start does nothing
+            simulated.press("next")
+            until(lambda: bool(link.events()), lambda: link.state)
+            simulated.release("next")
+            until(lambda: bool(link.events()), lambda: link.state)
+
+    @staticmethod
+    def _replug(simulated: SimulatedPanel) -> Callable[[], None]:
+        def replug() -> None:
+            simulated.unplug()
+            time.sleep(0.3)
+            simulated.plug()
+
+        return replug
+
+    def test_only_the_first_opening_resets_it(self, simulated: SimulatedPanel) -> None:
+        boots = []
+        for _ in range(3):
+            with closing(PanelLink(SerialPort(str(simulated.port)))) as link:
+                named(link, "linked")
+                until(lambda: link.state.status is not None)
+                assert link.state.status is not None
+                boots.append(link.state.status.boot)
+        assert boots[0] == boots[1] == boots[2]
+
+    def test_no_press_is_lost_or_doubled_in_noise(self, firmware: Path) -> None:
+        # Ten times the noise for a hundredth of the presses; tests.firmware_bridge.noise is the long run.
+        outcome = press_in_noise(firmware, events=50, share=0.01, seed=3)
+        assert outcome.counts is not None
+        assert outcome.counts.flipped > 5
+        assert outcome.counts.lost > 5
+        assert not outcome.amiss
+
+
+class TestGpio:
+    @pytest.fixture(autouse=True)
+    def mock_pins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GPIOZERO_PIN_FACTORY", "mock")
+        monkeypatch.setenv("GPIOZERO_MOCK_PIN_CLASS", "mockpwmpin")
+
+    def test_its_process_speaks_as_a_panel_does(self) -> None:
+        with closing(PanelLink(GpioPort(GpioPins()))) as link:
+            named(link, "linked")
+            link.show(Shown.NORMAL, 1, time.monotonic())
+            until(lambda: link.state.status is not None and link.state.status.shown == Shown.NORMAL)
+            (process,) = processes()
+        assert processes() == []
+        assert process
+
+    def test_killed_it_is_back_within_two_seconds(self) -> None:
+        with closing(PanelLink(GpioPort(GpioPins()))) as link:
+            named(link, "linked")
+            (first,) = processes()
+            os.kill(first, signal.SIGKILL)
+            until(lambda: link.state.name != "linked")
+            assert named(link, "linked") < SOON
+            assert processes() != [first]
+
+    def test_a_process_that_hangs_is_ended_and_started_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(link_module, "REOPEN_AFTER", 1.2)
+        with closing(PanelLink(GpioPort(GpioPins()))) as link:
+            named(link, "linked")
+            (first,) = processes()
+            os.kill(first, signal.SIGSTOP)
+            named(link, "silent")
+            named(link, "linked")
+            assert first not in processes()
+
+    def test_a_box_without_pins_says_so_once_in_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        monkeypatch.setattr(link_module, "PERMANENT_AFTER", 0.0)
+        monkeypatch.setenv("GPIOZERO_PIN_FACTORY", "lgpio")
+        if Path("/dev/gpiochip0").exists():
+            pytest.skip("this box has pins")
+        with closing(PanelLink(GpioPort(GpioPins()))) as link:
+            named(link, "refused")
+            assert link.state.detail.startswith("gpio: ")
+            assert "\n" not in link.state.detail
+            time.sleep(1.5)
+            assert processes() == [], "it is not started again and again"
+        assert len(caplog.messages) == 1
+
+
+def processes() -> list[int]:
+    """Ours that have the pins."""
+    listed = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "firmware_bridge.gpio_panel"], capture_output=True, text=True
+    )
+    return [int(pid) for pid in listed.stdout.split()]
