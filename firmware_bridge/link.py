@@ -57,6 +57,8 @@ what is then read may have waited for as long."""
 DIFFERS_AFTER = 1.0
 """Seconds for which the panel may show something else than was asked before this is told."""
 NO_AGE = 0xFFFF
+ON_THE_WAY = 0.03
+"""Seconds that are added to every age, for its way to the lamps: they must be out of a verdict at 2 s."""
 
 _log = logging.getLogger(__name__)
 
@@ -295,5 +297,5 @@ def words(shown: int) -> str:
 def _show(wanted: _Wanted, quiet: bool, at: float) -> Show:
     age = NO_AGE
     if wanted.read_at is not None:
-        age = min(max(round(1e3 * (at - wanted.read_at)), 0), NO_AGE)
+        age = min(max(round(1e3 * (at - wanted.read_at + ON_THE_WAY)), 0), NO_AGE)
     return Show(wanted.asked, wanted.reading & 0xFFFFFFFF, age, int(quiet))

@@ -12,6 +12,7 @@ import pytest
 from reader.bundle import CHECKSUMS, DEFAULT_BUNDLE, FAMILIARITY, Bundle, load_bundle, write_bundle
 from reader.phantom import RATE, Act, Phantom
 
+pytest_plugins = ("tests.hil.options",)
 ROOT = Path(__file__).parent.parent
 LONGEST_FIRST = (
     "training/test_path.py",
@@ -24,6 +25,9 @@ LONGEST_FIRST = (
     "training/test_resume.py",
     "device/test_exam_screen.py",
     "reader/test_reader.py",
+    "hil/test_bedside.py",
+    "firmware_bridge/test_flash.py",
+    "hil/test_exam.py",
 )
 """Files that take longest: begun first, so that no worker is left alone with one at the end."""
 

@@ -14,6 +14,7 @@ from device.clock import now
 from device.panel import KEYS, Panel, lamp
 from device.reading import Taken
 from device.screen.words import load_words
+from firmware_bridge.link import ON_THE_WAY
 from firmware_bridge.ports import SerialPort
 from firmware_bridge.wire import Button, Event, Kind, Shown
 from reader.clips import Frame
@@ -71,7 +72,7 @@ def test_the_number_and_age_of_the_last_reading_reach_the_panel(tmp_path: Path) 
             until(lambda: any(show.asked == Shown.OPACITY for show, _ in there.shows()), panel)
             show, heard_at = there.shows()[-1]
             assert show.reading == 1, "a frame that says nothing is no reading"
-            assert 500 <= show.age_ms <= 1e3 * (heard_at - read_at) + 1
+            assert 500 <= show.age_ms <= 1e3 * (heard_at - read_at + ON_THE_WAY) + 1
         finally:
             panel.close()
 

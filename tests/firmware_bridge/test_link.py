@@ -74,7 +74,7 @@ def test_the_heartbeat_tells_the_age_of_the_reading(panel: PtyPanel, link: Panel
     shows = [(show, at) for show, at in panel.shows() if show.asked == Shown.OPACITY]
     for show, at in shows:
         assert show.reading == 70000
-        assert 400 <= show.age_ms <= 1e3 * (at - read_at) + 1
+        assert 400 <= show.age_ms <= 1e3 * (at - read_at + link_module.ON_THE_WAY) + 1
     assert shows[-1][0].age_ms > shows[0][0].age_ms + 400, "it grows, though nobody calls"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGES = "qemu-system-x86 linux-image-amd64 busybox-static cpio kmod udev"
 TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "udevadm")
-DRIVERS = ("vivid", "uvcvideo", "vhci-hcd")
+DRIVERS = ("vivid", "uvcvideo", "vhci-hcd", "dummy-hcd", "usb-f-acm", "cdc-acm")
 MOUNTING = ("virtio_pci", "9pnet_virtio", "9p")
 UNPACK = {".xz": "xz", ".zst": "zstd", ".gz": "gzip"}
 

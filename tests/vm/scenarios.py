@@ -1,4 +1,5 @@
-"""What is played to a grabber inside the virtual machine: accidents made by the kernel's own drivers.
+"""What is played to a grabber and a panel inside the virtual machine: accidents made by the kernel's own
+drivers.
 
 Run as the machine's only program. Each scenario's result is a JSON line on the machine's second serial
 port. Emulation is slow, so time limits are generous; the times that were measured are in the results.
@@ -27,11 +28,18 @@ from device.capture.grabber import Grabber
 from device.capture.live import Arrived
 from device.capture.v4l2 import V4l2Driver
 from device.clock import now
+from firmware_bridge.link import PanelLink, Pressed
+from firmware_bridge.ports import AUTO, SerialPort
+from firmware_bridge.wire import Button, Kind, Shown
 from tests.vm.usb_grabber import UsbGrabber
+from tests.vm.usb_panel import UsbPanel
 
 LIMIT = 30.0
 """Seconds that anything may take here; on a real machine the bound is one second."""
 REPLUGS = 20
+PANEL_REPLUGS = 5
+UNHEARD = 4.0
+"""Seconds for which a port that says nothing is watched for what is written to it."""
 USB_NAME = "534d:2109"
 WEBCAM, HDMI, SVIDEO = "/dev/video0", "/dev/video1", "/dev/video2"
 """The devices that vivid makes, in the order of its parameters."""
@@ -369,6 +377,81 @@ def modes() -> Results:
         yield "a device that may not be opened", {"says": error.detail}
 
 
+class Host:
+    """A box that looks for its panel and follows it."""
+
+    def __init__(self) -> None:
+        self.link = PanelLink(SerialPort(AUTO))
+        self.pressed = list[Pressed]()
+        self._reading = 0
+
+    def until(self, what: Callable[[], bool]) -> float:
+        """Go on reading until something is so; the seconds that it took."""
+        began = now()
+        while not what():
+            self._reading += 1
+            self.link.show(Shown.NORMAL, self._reading, now())
+            self.pressed += self.link.events()
+            time.sleep(0.02)
+            assert now() < began + LIMIT, f"not within {LIMIT:g} s: {self.link.state}"
+        return round(now() - began, 2)
+
+    def close(self) -> None:
+        """Look for it no longer."""
+        self.link.close()
+
+    def back(self) -> float:
+        """Wait until the panel shows what it was asked to."""
+        return self.until(self._agreed)
+
+    def for_seconds(self, seconds: float) -> None:
+        """Go on reading for a while."""
+        began = now()
+        self.until(lambda: now() > began + seconds)
+
+    def _agreed(self) -> bool:
+        state = self.link.state
+        return state.name == "linked" and state.status is not None and state.status.shown == Shown.NORMAL
+
+
+def panel() -> Results:
+    """The console panel on a USB serial port."""
+    with closing(UsbPanel("SN7")) as device, closing(Host()) as host:
+        device.silent = True
+        device.plug()
+        host.until(device.port.exists)
+        host.for_seconds(UNHEARD)
+        assert device.written == b""
+        yield "nothing is written to a port on which no panel has spoken", {"watched s": UNHEARD}
+
+        device.silent = False
+        found = host.back()
+        yield "a panel is found by its USB name", {"found s": found, "says": host.link.state.detail}
+
+        gone, again = [], []
+        for _ in range(PANEL_REPLUGS):
+            device.press("freeze")
+            host.until(lambda: bool(host.pressed))
+            device.pull()
+            gone.append(host.until(lambda: host.link.state.name == "missing"))
+            device.plug()
+            again.append(host.back())
+            device.press("next")
+            device.press("record")
+            host.until(lambda: len(host.pressed) == 5)
+            host.for_seconds(0.5)
+            once = [(Button.FREEZE, Kind.PRESS)]
+            once += [
+                (button, kind) for kind in (Kind.PRESS, Kind.LONG) for button in (Button.NEXT, Button.RECORD)
+            ]
+            assert [(pressed.button, pressed.kind) for pressed in host.pressed] == once, host.pressed
+            host.pressed.clear()
+        yield (
+            f"a panel pulled and put in {PANEL_REPLUGS} times, every press told once",
+            {"slowest missed s": max(gone), "slowest back s": max(again)},
+        )
+
+
 def until_found(name: str) -> None:
     """Wait for the kernel to know a device."""
     began = now()
@@ -389,7 +472,7 @@ def main() -> None:
         subprocess.run(command.split(), check=True)
     subprocess.run(["/lib/systemd/systemd-udevd", "--daemon"], check=True)
     with Path(sys.argv[1]).open("w") as out:
-        for group in (webcam, hdmi, analog, usb, modes):
+        for group in (webcam, hdmi, analog, usb, modes, panel):
             began = now()
             try:
                 for name, measured in group():

@@ -1,4 +1,4 @@
-"""Capture on a real kernel's V4L2: one boot of a virtual machine, one test for each thing seen there."""
+"""Capture and console panel on a real kernel: one boot of a virtual machine, a test for each thing seen."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.hil.options import PART
 from tests.vm.machine import boot, find_kernel
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.hil]
 ROOT = Path(__file__).parent.parent.parent
 LIMIT = 290
 SHOWN = [
@@ -44,6 +46,9 @@ SHOWN = [
     "compressed where raw frames come too slowly",
     "another mode than asked for is read back",
     "a device that may not be opened",
+    "nothing is written to a port on which no panel has spoken",
+    "a panel is found by its USB name",
+    "a panel pulled and put in 5 times, every press told once",
 ]
 
 
@@ -77,7 +82,13 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_on_a_real_kernel(name: str, played: Played, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_real_kernel(
+    name: str,
+    played: Played,
+    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
+) -> None:
+    record_property(PART, "USB plugs: simulated, by a virtual machine's kernel")
     assert name in played.measured, f"it did not come to this: {played.failed}"
     with capsys.disabled():
         print(f"\n  {name}: {json.dumps(played.measured[name])}", end=" ")

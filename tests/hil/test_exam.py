@@ -1,0 +1,85 @@
+"""An exam by the panel's buttons, and the development data's clips by its lamps."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from device.exams.exam import Zone
+from device.exams.store import Store
+from tests.hil.bedside import BedsideProcess, agreed
+from tests.hil.conftest import Microcontroller
+
+pytestmark = pytest.mark.usefixtures("noted")
+PATIENCE = 20.0
+CLIP, LONG, LOOKED_AT = 1.2, 1.0, 1.1
+"""Seconds: a clip's length, a long press, and a look at the summary."""
+CLIPS = {"normal": "blues/patient_15_L1.mp4", "opacity": "blues/patient_12_L1.mp4"}
+CONFIG = """
+[exam]
+protocol = "blue-6"
+autocapture = false
+operator = "Dr A"
+"""
+
+
+def until(what: Callable[[], object]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def test_an_exam_is_recorded_accepted_and_signed_by_the_buttons(
+    microcontroller: Microcontroller, picture: tuple[str, str], tmp_path: Path
+) -> None:
+    config, folder = tmp_path / "config.toml", tmp_path / "run"
+    config.write_text(CONFIG)
+    arguments = ["--config", config, "--source", picture[0], "--panel", microcontroller.connection]
+    with closing(BedsideProcess(folder, arguments, {})) as run:
+        run.wait_for(lambda line: line.state == "normal")
+        store = Store(folder / "exams")
+        (line,) = store.exams()
+
+        def zone(number: int) -> Zone:
+            return store.exam(line.id).zones[number]
+
+        microcontroller.press("next")
+        microcontroller.press("record")
+        time.sleep(CLIP)
+        microcontroller.press("record")
+        microcontroller.press("back")
+        until(lambda: zone(1).clips)
+        assert not zone(0).clips
+        microcontroller.press("confirm")
+        microcontroller.press("next")
+        microcontroller.press("confirm")
+        until(lambda: zone(1).human)
+        assert zone(0).human is None, "there was nothing to accept"
+        assert store.exam(line.id).signed is None
+        microcontroller.press("confirm", LONG)
+        time.sleep(LOOKED_AT)
+        microcontroller.press("confirm", LONG)
+        until(lambda: store.exam(line.id).signed)
+        store.close()
+
+
+@pytest.mark.data
+def test_real_lungs_light_their_lamps(microcontroller: Microcontroller, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for place, clip in enumerate(CLIPS.values()):
+        shutil.copy(data / "lus" / clip, folder / f"{place}{Path(clip).suffix}")
+    seen, give_up = set[str | None](), time.monotonic() + 3 * PATIENCE
+    arguments = ["--source", folder, "--panel", microcontroller.connection]
+    with closing(BedsideProcess(tmp_path / "run", arguments, {})) as run:
+        while run.runs:
+            seen.add(agreed(microcontroller.rig, run))
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+    assert seen == {None, *CLIPS}, "lamps and results said these together"
