@@ -24,8 +24,15 @@ LOOK_AGAIN = 0.4
 """Seconds between searches while there is no beam, or while its edge has faded."""
 SEARCH_EVERY = 0.1
 """Seconds between the frames of one such search."""
-DOUBTED_FOR = 1.5
-"""Seconds after the signal came back for which the beam is looked for again."""
+DOUBTED_FOR = 1.9
+"""Seconds after the signal came back for which the beam is looked for again, at least ..."""
+DOUBT_SEARCHES = 3
+"""... and the searches that must have come to an end since then, however long they take."""
+FADED_SHARE = 0.25
+"""Share of a search's frames with a faded edge from which the beam may be another: in a wrong one the edge
+comes and goes with the echoes."""
+UNCHECKED_AFTER = 4.0
+"""Seconds for which a search, or those after a doubt, may take before the screen says so."""
 TEXT_EVERY = 4.0
 """Seconds of frames in which text is looked for, over and over."""
 TEXT_FRAMES = 10
@@ -41,6 +48,7 @@ GEOMETRY_SHOWN = 1.0
 
 MOVED, RESIZED = "beam", "size"
 TEXT_IN_BEAM, PROFILE_MISFIT, DUAL_VIEW = "text-in-beam", "profile-misfit", "dual-view"
+UNCHECKED = "beam-unchecked"
 
 
 BeamSearch = Callable[[], "Beam | None"]
@@ -60,7 +68,7 @@ class BeamKeeper:
 
     ``beam`` and ``preprocessor``: as known so far, None without one. ``changed``: whether this frame
     brought another beam. ``cause``: why the geometry changed last, ``beam`` or ``size``. ``notes``:
-    any of ``text-in-beam``, ``profile-misfit``, ``dual-view``.
+    any of ``text-in-beam``, ``profile-misfit``, ``dual-view``, ``beam-unchecked``.
     """
 
     def __init__(
@@ -76,13 +84,16 @@ class BeamKeeper:
         self._noted: set[str] = set()
         self._finder, self._searcher = BeamFinder(), searcher
         self._search: Future[Beam | None] | None = None
+        self._begun_at = 0.0
         self._edge: _Edge | None = None
         self._suspect: Beam | None = None
         self._due: list[float] = []
         self._gathered_at = self._searched_at = self._changed_at = -1e9
         self._watched_from: float | None = None
-        self._searching = self._text_seen = False
-        self._doubted_at: float | None = -1e9
+        self._searching = self._text_seen = self._unsettled = False
+        self._seen = self._seen_faded = 0
+        self._back_at: float | None = -1e9
+        self._searches_wanted = 0
         self._unproven = beam is not None and not self._whole
         if beam is not None:
             self._take(beam)
@@ -93,8 +104,11 @@ class BeamKeeper:
         return tuple(sorted(self._noted))
 
     def doubt(self) -> None:
-        """The picture went away: what comes back may be another scanner or setting."""
-        self._doubted_at = None
+        """There is no picture now: what comes back may be another scanner or setting."""
+        self._back_at, self._searches_wanted = None, DOUBT_SEARCHES
+        self._unsettled |= bool(self._due)
+        self._due = []
+        self._forget_gathered()
 
     def update(self, frame: Frame) -> str | None:
         """Look at a frame; returns ``geometry-changed`` for a while after the beam has moved."""
@@ -103,6 +117,7 @@ class BeamKeeper:
         if self.beam is not None and self.beam.size != (image.shape[1], image.shape[0]):
             self._lose(at)
         faded = self._edge is not None and not frame.still and self._edge.faded(image)
+        self._seen, self._seen_faded = self._seen + 1, self._seen_faded + faded
         if self._search is not None:
             # The finder is at work: nothing may be gathered in it.
             self._finish_search(frame)
@@ -113,8 +128,11 @@ class BeamKeeper:
         elif self._edge is not None and not frame.still:
             if faded or self._unproven or self._doubted(at):
                 self._search_again(frame)
+            elif self._unsettled:
+                self._settle_later(frame)
             else:
                 self._watch_for_text(frame)
+        self._note(UNCHECKED, self._unchecked(at))
         shown = self.beam is not None and 0 <= at - self._changed_at < GEOMETRY_SHOWN
         return GEOMETRY_CHANGED if shown and not frame.still else None
 
@@ -124,15 +142,31 @@ class BeamKeeper:
         self._noted = {PROFILE_MISFIT} if self._unproven else set()
         self._unproven = False
         self._due = []
+        # What is found in this picture needs no doubt.
+        self._unsettled, self._searches_wanted, self._back_at = False, 0, -1e9
         self._changed_at, self.changed, self.cause, self._searched_at = at, True, RESIZED, -1e9
-        # A search in the old one may still be going on.
-        self._finder, self._search = BeamFinder(), None
-        self._searching = False
+        self._forget_gathered()
+
+    def _forget_gathered(self) -> None:
+        """Nothing seen so far may be mixed with what comes, nor counted for it."""
+        if self._search is None:
+            self._finder.reset()
+        else:
+            # It may be at work in the old finder still, or never come to an end.
+            self._search.cancel()
+            self._finder, self._search = BeamFinder(), None
+        self._searching, self._suspect, self._watched_from = False, None, None
 
     def _doubted(self, at: float) -> bool:
-        if self._doubted_at is None:
-            self._doubted_at = at
-        return 0 <= at - self._doubted_at < DOUBTED_FOR
+        if self._back_at is None:
+            self._back_at = at
+        return self._searches_wanted > 0 or 0 <= at - self._back_at < DOUBTED_FOR
+
+    def _unchecked(self, at: float) -> bool:
+        """Whether the beam is read in without having been looked for as it should have been."""
+        back_at = at if self._back_at is None else self._back_at
+        late = self._search is not None and at - self._begun_at >= UNCHECKED_AFTER
+        return late or (self._searches_wanted > 0 and at - back_at >= UNCHECKED_AFTER)
 
     def _first_guess(self, frame: Frame) -> None:
         at, (height, width) = frame.captured_at, frame.image.shape[:2]
@@ -149,6 +183,7 @@ class BeamKeeper:
                 self._settle_later(frame)
 
     def _settle_later(self, frame: Frame) -> None:
+        self._unsettled = False
         self._due = [] if frame.still else [frame.captured_at + later for later in SETTLE_AT]
         self._gathered_at = frame.captured_at
 
@@ -159,7 +194,7 @@ class BeamKeeper:
             self._search_now(frame)
 
     def _search_now(self, frame: Frame) -> None:
-        self._search = self._searcher(self._finder.beam)
+        self._search, self._begun_at = self._searcher(self._finder.beam), frame.captured_at
         self._finish_search(frame)
 
     def _finish_search(self, frame: Frame) -> None:
@@ -191,6 +226,7 @@ class BeamKeeper:
         if not self._searching:
             self._finder.reset()
             self._searching, self._searched_at, self._watched_from = True, at, None
+            self._seen = self._seen_faded = 0
         self._gather(frame, SEARCH_EVERY)
         if not 0 <= at - self._searched_at < LOOK_AGAIN:
             self._search_now(frame)
@@ -199,22 +235,32 @@ class BeamKeeper:
         """Whether the beam that was looked for again is another."""
         self._searching = False
         suspect, self._suspect = self._suspect, None
+        doubted, self._searches_wanted = self._searches_wanted > 0, max(self._searches_wanted - 1, 0)
         if found is None or self.beam is None:
             return
         if overlap(found, self.beam) >= SAME_BEAM or _upper_part(found, self.beam):
             self._unproven = False
             return
         # A beam that is merely doubted is still the same where its edge stands as it did.
-        if not self._unproven and self._edge is not None and self._edge.stands(frame.image):
+        if not self._unproven and self._edge_stands:
             return
         # One poor frame can mislead a search; two searches that agree are believed.
-        self._suspect = found
-        if suspect is not None and overlap(found, suspect) >= SURE_OVERLAP:
+        if suspect is None or overlap(found, suspect) < SURE_OVERLAP:
+            self._suspect = found
+            self._searches_wanted = max(self._searches_wanted, int(doubted))
+        else:
             self._noted = {PROFILE_MISFIT} if self._unproven else set()
             self._take(found)
-            self._changed_at, self.cause, self._suspect = frame.captured_at, MOVED, None
-            self._unproven = False
+            self._changed_at, self.cause = frame.captured_at, MOVED
+            self._unproven, self._searches_wanted = False, 0
             self._settle_later(frame)
+
+    @property
+    def _edge_stands(self) -> bool:
+        """Whether the beam's edge stood as it did in nearly all frames since this search was begun."""
+        if self._edge is None or not self._edge.seen:
+            return False
+        return self._seen_faded < FADED_SHARE * self._seen
 
     def _watch_for_text(self, frame: Frame) -> None:
         at = frame.captured_at
@@ -283,17 +329,13 @@ class _Edge:
         self._usual: float | None = None
 
     @property
-    def _seen(self) -> bool:
+    def seen(self) -> bool:
         """Whether enough of the outline lies within the picture to tell."""
         return self._inside[0].size >= self.PAIRS // 6
 
-    def stands(self, image: Image) -> bool:
-        """Whether the step is about as it was when first seen."""
-        return self._seen and not self.faded(image)
-
     def faded(self, image: Image) -> bool:
         """Whether the step is much smaller than it was when first seen."""
-        if not self._seen:
+        if not self.seen:
             return False
         plane = image if image.ndim == 2 else image[:, :, 1]
         step = float(

@@ -6,7 +6,7 @@ is a figure at the bedside. It is fed with frames and their times and keeps no c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -39,7 +39,7 @@ from reader.signal import (
     like_menu,
     shows_ultrasound,
 )
-from reader.verdict import Verdict, VerdictTracker, as_mapping, pool, probabilities
+from reader.verdict import Verdict, VerdictTracker, as_mapping, pool, probabilities, worst_moment
 
 Image = NDArray[np.uint8]
 Float = NDArray[np.float32]
@@ -153,7 +153,8 @@ class Reader:
                 self._stands_still(frame, sight)
             fault = self._fault_of_beam(frame, sight)
         shown = self._faults.settle(frame.captured_at, fault, frame.still)
-        if shown is not None and shown.state == NO_SIGNAL and shown.cause != DAMAGED:
+        # Not in the frames after it that are good again but not yet believed.
+        if shown is not None and shown == fault and shown.state == NO_SIGNAL and shown.cause != DAMAGED:
             self._beams.doubt()
         pixels = None
         if fault is None and sight is not None:
@@ -279,3 +280,13 @@ class Reader:
             ),
         )
         return self._last
+
+
+def worst_reading(read: Sequence[Reading], specification: Specification) -> int | None:
+    """The place of a clip's own reading among its readings, the one with the largest windowed score;
+    None where nothing was read."""
+    verdicts = [reading.verdict for reading in read if reading.verdict is not None]
+    if not verdicts:
+        return None
+    worst = worst_moment(verdicts, specification.labels, specification.negative)
+    return next(i for i, reading in enumerate(read) if reading.verdict is worst)

@@ -15,16 +15,17 @@ from reader.phantom import RATE, Act, Phantom
 pytest_plugins = ("tests.hil.options",)
 ROOT = Path(__file__).parent.parent
 LONGEST_FIRST = (
-    "training/test_path.py",
     "convert/test_conversion.py",
     "training/test_machine.py",
     "device/test_commands.py",
     "reader/test_signal.py",
     "convert/test_comparison.py",
     "training/test_patterns.py",
+    "training/test_path.py",
     "training/test_resume.py",
     "device/test_exam_screen.py",
     "reader/test_reader.py",
+    "reader/test_beam_keeper.py",
     "hil/test_bedside.py",
     "firmware_bridge/test_flash.py",
     "hil/test_exam.py",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from reader.beam import Beam
 from reader.bundle import Specification
 from reader.preprocess import cell_weights
+from reader.reader import worst_reading
 from reader.verdict import pool, probabilities
 from training.datasets import Sample, patient_digest
 from training.localization import Located, localization_figures, parse_boxes
@@ -45,7 +46,6 @@ from training.views import (
     look_through,
     read_maps,
     readings,
-    worst_reading,
 )
 
 Float = NDArray[np.float32]

@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from reader.bundle import Specification
 from reader.preprocess import Preprocessor
+from reader.reader import worst_reading
 from training import page
 from training.evaluation import Evaluated, Prediction, Scores, clip_scores, frame_scores, patient_scores
 from training.metrics import SMALLEST_PROBABILITY
 from training.page import BLUE, GREEN, NAMES, NO_INTERVAL, ORANGE, SKY, VERMILLION
-from training.views import ClassMaps, look_through, read_maps, readings, worst_reading
+from training.views import ClassMaps, look_through, read_maps, readings
 
 Image = NDArray[np.uint8]
 

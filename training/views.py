@@ -15,7 +15,6 @@ from reader.bundle import Specification
 from reader.clips import is_still, read_frames, survey_clip
 from reader.preprocess import Preprocessor
 from reader.reader import Reader, Reading, View
-from reader.verdict import worst_moment
 from training.datasets import Sample
 
 Image = NDArray[np.uint8]
@@ -110,13 +109,3 @@ def readings(clip: ClipViews, specification: Specification, maps: Float) -> list
     reader = Reader(specification, beam=clip.beam, span=clip.span)
     rest = iter(maps)
     return [reader.conclude(view, None if view.pixels is None else next(rest)) for view in clip.views]
-
-
-def worst_reading(read: Sequence[Reading], specification: Specification) -> int | None:
-    """The place of a clip's own reading among its readings, the one with the largest windowed score;
-    None where nothing was read."""
-    verdicts = [reading.verdict for reading in read if reading.verdict is not None]
-    if not verdicts:
-        return None
-    worst = worst_moment(verdicts, specification.labels, specification.negative)
-    return next(i for i, reading in enumerate(read) if reading.verdict is worst)

@@ -6,7 +6,6 @@ table that comes with the program is ``advice/usual.json``; docs/worklist.md say
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from device.exams.exam import NOT_SCANNED, Exam
 from device.exams.protocols import ProtocolError, load_protocol
+from device.strict_json import read_strictly
 from reader.errors import SonoglanceError
 from reader.verdict import UNCERTAIN
 
@@ -194,17 +194,7 @@ def load_advice(path: Path | None = None) -> AdviceTable:
     """The table of a file, or the one that comes with the program. Raises AdviceError with a line for every
     mistake."""
     path = path or USUAL
-    try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST + 1)
-    except OSError as error:
-        raise AdviceError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(raw) > LARGEST:
-        raise AdviceError(f"{path}: longer than {LARGEST} bytes: no table of advice")
-    try:
-        values = json.loads(raw.decode())
-    except (ValueError, RecursionError) as error:
-        raise AdviceError(f"{path}: not JSON: {error}") from error
+    values = read_strictly(path, "table of advice", LARGEST, AdviceError)
     mistakes = _mistakes(values)
     if mistakes:
         raise AdviceError("\n".join(f"{path}: {mistake}" for mistake in mistakes))

@@ -28,9 +28,8 @@ from reader.bundle import MODEL, Bundle, Specification
 from reader.clips import Frame, Image
 from reader.errors import ClipError
 from reader.patterns import named_patterns
-from reader.reader import Reader, Reading
+from reader.reader import Reader, Reading, worst_reading
 from reader.runner import Runner
-from reader.verdict import worst_moment
 
 SUFFIX = ".mkv"
 CODEC = cv2.VideoWriter.fourcc(*"FFV1")
@@ -285,12 +284,10 @@ def read_again(
     """
     reader = Reader(reads, runner, beam=beam, span=times[-1] if times else 0.0)
     found = [_without_picture(reader.read(frame)) for frame in read_clip_frames(path, times)]
-    verdicts = [reading.verdict for reading in found if reading.verdict is not None]
-    if not verdicts:
+    moment = worst_reading(found, reads)
+    if moment is None:
         state = Counter(reading.state for reading in found).most_common(1)[0][0]
         return ClipReading(state, None, 0, bundle=bundle)
-    worst = worst_moment(verdicts, reads.labels, reads.negative)
-    moment = next(i for i, reading in enumerate(found) if reading.verdict is worst)
     its = found[moment]
     assert its.class_map is not None, "it has a verdict"
     cells = tuple(tuple(round(float(cell), 4) for cell in row) for row in its.class_map)

@@ -6,7 +6,6 @@ its own into the folder ``protocols`` of the box's state folder, or name a file.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from device.state import default_state_folder
+from device.strict_json import read_strictly
 from reader.errors import SonoglanceError
 
 BUILT_IN = Path(__file__).parent / "protocols"
@@ -109,29 +109,14 @@ def load_protocol(name_or_path: str, folder: Path | None = None) -> Protocol:
 
 
 def _read(path: Path) -> Protocol:
+    values = read_strictly(path, "protocol", LARGEST, ProtocolError)
     try:
-        if path.exists() and not path.is_file():
-            raise ProtocolError(f"{path}: not a file")
-        with path.open("rb") as file:
-            raw = file.read(LARGEST + 1)
-    except OSError as error:
-        raise ProtocolError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(raw) > LARGEST:
-        raise ProtocolError(f"{path}: longer than {LARGEST} bytes: no protocol")
-    try:
-        protocol = _protocol(json.loads(raw.decode(), object_pairs_hook=_once))
+        protocol = _protocol(values)
         if protocol.name != path.stem:
             raise ValueError(f"it is named {protocol.name}: the file must be {protocol.name}.json")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ProtocolError(f"{path}: not a protocol: {error}") from error
     return protocol
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return values
 
 
 def _protocol(values: Any) -> Protocol:

@@ -87,12 +87,13 @@ class ExamRound:
 
     def press(self, key: str) -> bool:
         """Do what a key asks for; whether it is one of an exam's."""
-        panel = self.panel()
-        if key == NEXT_EXAM and panel.phase in (SUMMARY, SIGNED):
-            # What is not saved is dealt with first; the screen says what it is.
-            if panel.acknowledged and not panel.message.startswith(NOT_SAVED):
-                self._go_on_to_the_next()
-            return True
+        if key == NEXT_EXAM:
+            panel = self.panel()
+            if panel.phase in (SUMMARY, SIGNED):
+                # What is not saved is dealt with first; the screen says what it is.
+                if panel.acknowledged and not panel.message.startswith(NOT_SAVED):
+                    self._go_on_to_the_next()
+                return True
         return self._session.press(key)
 
     def close(self) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from device.state import write_whole
+from device.strict_json import read_strictly
 from reader.beam import Beam
 from reader.errors import SonoglanceError
 
@@ -145,31 +146,11 @@ def import_profile(state_folder: Path, file: Path, replace: bool = False) -> Sca
 
 def read_profile(path: Path) -> ScannerProfile:
     """A profile's file, read strictly. Raises ProfileError, one line, for every kind of damage."""
+    values = read_strictly(path, "scanner profile", LARGEST, ProfileError)
     try:
-        if path.exists() and not path.is_file():
-            raise ProfileError(f"{path}: not a file")
-        with path.open("rb") as file:
-            raw = file.read(LARGEST + 1)
-    except OSError as error:
-        raise ProfileError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(raw) > LARGEST:
-        raise ProfileError(f"{path}: longer than {LARGEST} bytes: no scanner profile")
-    try:
-        values = json.loads(raw.decode(), object_pairs_hook=_once, parse_constant=_no_number)
         return _profile(values)
-    except (ValueError, OverflowError, RecursionError) as error:
+    except (ValueError, OverflowError) as error:
         raise ProfileError(f"{path}: not a whole scanner profile ({error}); export it again") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return values
-
-
-def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no number")
 
 
 def _profile(values: Any) -> ScannerProfile:

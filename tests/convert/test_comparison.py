@@ -12,6 +12,7 @@ import pytest
 
 from reader.bundle import Bundle
 from tests.conftest import Command
+from tests.in_process import sonoglance_here
 from training.datasets import Sample
 from training.evaluation import Prediction
 from training.pairing import KEEP, REPLACE, TOO_FEW, judge
@@ -59,22 +60,21 @@ def test_networks_are_compared_on_the_same_folds(stills: Path, sonoglance: Comma
     assert (out / "comparison.png").stat().st_size > 1000
 
 
-def test_patients_of_an_earlier_run_are_never_held_out(
-    stills: Path, sonoglance: Command, tmp_path: Path
-) -> None:
+def test_patients_of_an_earlier_run_are_never_held_out(stills: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     quick = ["--task", "cxr-pneumonia", "--epochs", 2, "--frames-a-clip", 2]
     old = [f"--where=patient!=p{i}" for i in range(10)]
-    done = sonoglance("train", stills, *quick, *old, "--network", "scratch", "--folds", 0, "--out", first)
+    scratch = ["--network", "scratch", "--folds", 0]
+    done = sonoglance_here("train", stills, *quick, *old, *scratch, "--out", first)
     assert done.returncode == 0, done.stderr
-    done = sonoglance("train", stills, *quick, "--from", first, "--folds", 2, "--out", second)
+    done = sonoglance_here("train", stills, *quick, "--from", first, "--folds", 2, "--out", second)
     assert done.returncode == 0, done.stderr
     held = {row["patient"] for row in csv.DictReader((second / "predictions.csv").open())}
     assert held == {f"p{i}" for i in range(10)}
-    done = sonoglance("compare", first, second, "--data", stills, "--out", tmp_path / "verdict")
+    done = sonoglance_here("compare", first, second, "--data", stills, "--out", tmp_path / "verdict")
     assert done.returncode == 1
     assert "no patient is new to both" in done.stderr
-    done = sonoglance(
+    done = sonoglance_here(
         "compare", first, first, "--data", stills, "--out", tmp_path / "verdict", "--where", "label!=mass"
     )
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ import pytest
 from reader.bundle import DEFAULT_BUNDLE, Bundle
 from reader.phantom import PATIENT, Phantom
 from tests.conftest import ROOT, Command, write_clip
+from tests.in_process import sonoglance_here
 from tests.reader.test_clips import bad_files
 
 KEYS = {"t", "frame", "state", "p", "age_ms", "read_ms"}
@@ -79,12 +80,11 @@ def test_real_clips_of_every_kind_run(sonoglance: Command, data: Path, tmp_path:
         assert any(line["p"] for line in lines(results)), clip.name
 
 
-def test_bad_clips_end_in_one_line_and_leave_nothing(
-    sonoglance: Command, tmp_path: Path, phantom_clip: Path
-) -> None:
+def test_bad_clips_end_in_one_line_and_leave_nothing(tmp_path: Path, phantom_clip: Path) -> None:
     results = tmp_path / "results"
     for name, path in bad_files(tmp_path, phantom_clip).items():
-        done = sonoglance("run", "--source", path, "--display", "none", "--results", results, "--pace", "max")
+        asked = ["run", "--source", path, "--display", "none", "--results", results, "--pace", "max"]
+        done = sonoglance_here(*asked)
         said = [line for line in done.stderr.splitlines() if line.startswith("sonoglance")]
         assert done.returncode == 1, name
         assert len(said) == 1, done.stderr
@@ -93,7 +93,7 @@ def test_bad_clips_end_in_one_line_and_leave_nothing(
         assert not results.exists(), name
 
 
-def test_other_bad_calls_end_in_one_line(sonoglance: Command, tmp_path: Path) -> None:
+def test_other_bad_calls_end_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "nothing here").mkdir()
     cases = [
         (["run", "--source", tmp_path / "nothing here", "--display", "none"], 1, "no picture or clip"),
@@ -107,7 +107,7 @@ def test_other_bad_calls_end_in_one_line(sonoglance: Command, tmp_path: Path) ->
         (["bundle", "verify", tmp_path], 1, "lacks"),
     ]
     for arguments, code, words in cases:
-        done = sonoglance(*arguments)
+        done = sonoglance_here(*arguments)
         assert done.returncode == code, (arguments, done.stderr)
         assert words in done.stderr
         assert "Traceback" not in done.stderr

@@ -108,14 +108,14 @@ def without(key: str) -> bytes:
 
 
 DAMAGE = {
-    "empty": (b"", "not a whole"),
-    "cut off": (PROFILE.to_json().encode()[:-20], "not a whole"),
+    "empty": (b"", "not JSON"),
+    "cut off": (PROFILE.to_json().encode()[:-20], "not JSON"),
     "no table": (b"[]", "no table"),
     "null": (b"null", "no table"),
-    "not text": (b"\xff\xfe\x00", "not a whole"),
+    "not text": (b"\xff\xfe\x00", "not JSON"),
     "a key twice": (PROFILE.to_json().encode().replace(b'"mode"', b'"name": "x", "mode"'), "twice"),
     "long": (b" " * 70000, "longer than"),
-    "deep": (b"[" * 50000, "not a whole"),
+    "deep": (b"[" * 50000, "not JSON"),
     "later schema": (changed(schema=2), "schema 2"),
     "no schema": (without("schema"), "schema None"),
     "schema is true": (changed(schema=True), "schema True"),

@@ -4,8 +4,9 @@ import functools
 import itertools
 import json
 import threading
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from reader.beam_keeper import BeamKeeper, BeamSearch, overlap
 from reader.bundle import Bundle, Specification
 from reader.clips import Frame, read_frames
 from reader.phantom import Act, Phantom
+from reader.reader import Reader, View
 
 RATE = 15.0
 TRUTH = {
@@ -108,6 +110,115 @@ def test_a_search_done_elsewhere_keeps_no_frame_waiting(reads: Specification) ->
             elsewhere.submit(int).result()
     assert keeper.beam is not None
     assert overlap(keeper.beam, first) < 0.7, "what was found elsewhere is taken over"
+
+
+class SlowSearches:
+    """A searcher in a thread of its own, each of whose searches takes so many seconds of the source's time.
+
+    Each looks twice, when it begins and before it ends: what it looks at must not change meanwhile.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._at = seconds, 0.0
+        self._pool = ThreadPoolExecutor(1)
+        self._under_way: deque[tuple[float, threading.Event, Future[Beam | None]]] = deque()
+
+    def __call__(self, search: BeamSearch) -> Future[Beam | None]:
+        over = threading.Event()
+
+        def twice() -> Beam | None:
+            first = search()
+            over.wait(60)
+            assert search() == first, "the finder was gathered into while it was at work"
+            return first
+
+        future = self._pool.submit(twice)
+        self._under_way.append((self._at + self._seconds, over, future))
+        return future
+
+    @property
+    def waiting(self) -> int:
+        """How many searches have not come to an end and were not called off."""
+        return sum(not future.done() for _, _, future in self._under_way)
+
+    def pass_to(self, at: float) -> None:
+        """It is now ``at`` seconds; what is over by then has come to an end."""
+        self._at = at
+        while self._under_way and self._under_way[0][0] <= at:
+            _, over, future = self._under_way.popleft()
+            over.set()
+            wait([future])
+
+    def close(self) -> None:
+        self.pass_to(float("inf"))
+        self._pool.shutdown()
+
+
+def _look(reads: Specification, rate: float, seconds: float, *acts: Act, most_waiting: int = 2) -> list[View]:
+    """The phantom's acts through the reader, whose searches take so many seconds."""
+    phantom, searches = Phantom(acts), SlowSearches(seconds)
+    reader, views = Reader(reads, searcher=searches), []
+    try:
+        for i in range(round(phantom.duration * rate)):
+            searches.pass_to(i / rate)
+            views.append(reader.look(Frame(phantom.frame(i / rate), i / rate, i)))
+            assert searches.waiting <= most_waiting
+    finally:
+        searches.close()
+    return views
+
+
+USUAL, MOVED = ((222, 50, 1019, 673), (382, 142, 996, 614))
+"""Left, top, right and bottom of the phantom's two fans."""
+
+
+def _near(beam: Beam | None, bounds: tuple[int, int, int, int], pixels: int) -> bool:
+    return beam is not None and max(abs(a - b) for a, b in zip(beam.bounds, bounds, strict=True)) <= pixels
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(16.0, 0.0), (8.0, 0.3), (8.0, 1.7)])
+def test_slow_searches_find_the_beam_that_moved_while_the_signal_was_away(
+    phantom_bundle: Bundle, rate: float, seconds: float
+) -> None:
+    again = 1.5 + 3 * (0.5 + seconds)
+    acts = Act("moved", 6.0), Act("black", 0.5), Act("bars", 0.5), Act("consolidation", again + 2)
+    views = _look(phantom_bundle.manifest.reads, rate, seconds, *acts)
+    before = next(view for view in reversed(views) if view.frame.captured_at < 6)
+    assert _near(before.beam, MOVED, 30)
+    assert _near(views[-1].beam, USUAL, 4), "the old setting's beam is still in use"
+    said = [view.frame.captured_at for view in views if view.reason == "geometry-changed"]
+    assert said
+    assert 7 < said[0] < 7 + again
+    assert seconds or not any("beam-unchecked" in view.notes for view in views)
+
+
+@pytest.mark.parametrize(("lit", "seconds"), [(3.0, 0.0), (1.5, 0.5), (2.2, 1.3)])
+def test_pictures_from_before_and_after_a_black_one_are_never_searched_together(
+    phantom_bundle: Bundle, seconds: float, lit: float
+) -> None:
+    """The signal goes away while the beam is still being settled, and another one comes back."""
+    acts = Act("moved", lit), Act("black", 0.5), Act("normal", 3.5 + 3 * seconds)
+    views = _look(phantom_bundle.manifest.reads, 8.0, seconds, *acts)
+    for view in views:
+        assert _near(view.beam, MOVED, 30) or _near(view.beam, USUAL, 45), view.beam
+    assert _near(views[-1].beam, USUAL, 4)
+    assert "geometry-changed" in {view.reason for view in views}
+
+
+def test_a_search_of_the_picture_before_says_nothing_of_the_one_after(phantom_bundle: Bundle) -> None:
+    """Another setting was there for a moment; the search in it ends when the usual one is back."""
+    acts = Act("normal", 7.0), Act("black", 0.8), Act("moved", 1.2), Act("black", 0.8), Act("normal", 5.0)
+    views = _look(phantom_bundle.manifest.reads, 8.0, 1.3, *acts)
+    assert _near(views[-1].beam, USUAL, 45)
+    assert "geometry-changed" not in {view.reason for view in views}
+
+
+def test_a_search_that_never_ends_keeps_nothing_waiting_and_is_told(phantom_bundle: Bundle) -> None:
+    acts = Act("normal", 3.0), *(Act("black", 0.6), Act("normal", 1.0)) * 3, Act("normal", 5.0)
+    views = _look(phantom_bundle.manifest.reads, 8.0, float("inf"), *acts)
+    assert views[-1].pixels is not None, "it is read on in the beam as known"
+    assert "beam-unchecked" in views[-1].notes
+    assert "beam-unchecked" not in views[20].notes, "a search may take a moment"
 
 
 def test_a_picture_of_another_size_is_said_to_be_that(data: Path, reads: Specification) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reader.clips import read_frames
 from reader.preprocess import Preprocessor
 from tests.conftest import Command, write_clip
+from tests.in_process import sonoglance_here
 from training.audit import LOOK_SIZE, Audit, check, confounds_of, find_duplicates, name_clashes, survey
 from training.datasets import Sample, for_task, load_samples, load_task
 
@@ -254,29 +255,29 @@ def test_the_command_writes_what_it_found(clips: Path, sonoglance: Command, tmp_
     for label in ("normal", "opacity"):
         assert cv2.imread(str(out / f"contact-{label}.png")) is not None
 
-    again = sonoglance("data", "check", clips, "--out", out)
+    again = sonoglance_here("data", "check", clips, "--out", out)
     assert again.returncode == 1
     assert "exists already" in again.stderr
 
 
-def test_the_command_refuses_what_training_would(sonoglance: Command, tmp_path: Path) -> None:
+def test_the_command_refuses_what_training_would(tmp_path: Path) -> None:
     rows = clean_rows(tmp_path)
     rows[0]["split"] = "test"
     write_index(tmp_path, rows)
-    done = sonoglance("data", "check", tmp_path)
+    done = sonoglance_here("data", "check", tmp_path)
     assert done.returncode == 1
     assert "FORBIDS: patient on two splits: patient p0" in done.stdout
-    assert sonoglance("data", "check", tmp_path, "--where", "split=train").returncode == 0
+    assert sonoglance_here("data", "check", tmp_path, "--where", "split=train").returncode == 0
 
 
-def test_plain_folders_need_a_pattern(sonoglance: Command, tmp_path: Path) -> None:
+def test_plain_folders_need_a_pattern(tmp_path: Path) -> None:
     for i, label in enumerate(("normal", "opacity") * 4):
         (tmp_path / label).mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / label / f"p{i}_1.png"), picture(i))
-    unknown = sonoglance("data", "check", tmp_path)
+    unknown = sonoglance_here("data", "check", tmp_path)
     assert unknown.returncode == 1
     assert "FORBIDS: unknown patient: 8 samples" in unknown.stdout
-    known = sonoglance("data", "check", tmp_path, "--patient-pattern", r"(p\d+)_")
+    known = sonoglance_here("data", "check", tmp_path, "--patient-pattern", r"(p\d+)_")
     assert known.returncode == 0, known.stdout
 
 

@@ -14,6 +14,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 from reader.bundle import Bundle, Specification
 from reader.verdict import VerdictRule
 from tests.conftest import Command, write_clip
+from tests.in_process import sonoglance_here
 from training.datasets import Sample, patient_digest
 from training.evaluation import Evaluated, Prediction, full_metrics, metrics, read_samples
 from training.report import Evaluation, overlaid, render
@@ -278,23 +279,21 @@ def test_evaluate_writes_report_tables_and_pictures(
         assert picture[~outside].max() > 50
 
 
-def test_no_pictures_leaves_none(
-    swapped: Path, phantom_bundle: Bundle, sonoglance: Command, tmp_path: Path
-) -> None:
+def test_no_pictures_leaves_none(swapped: Path, phantom_bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = sonoglance("evaluate", phantom_bundle.path, "--data", swapped, "--no-pictures", "--out", out)
+    done = sonoglance_here("evaluate", phantom_bundle.path, "--data", swapped, "--no-pictures", "--out", out)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {"report.html", "metrics.json", "predictions.csv"}
 
 
-def test_boxes_of_the_index_are_scored(sonoglance: Command, phantom_bundle: Bundle, tmp_path: Path) -> None:
+def test_boxes_of_the_index_are_scored(phantom_bundle: Bundle, tmp_path: Path) -> None:
     for i in range(3):
         write_clip(tmp_path / f"{i}.mp4", "consolidation", 1.0, rate=10, crop=True)
     rows = ["path,label,patient,boxes"]
     rows += ['0.mp4,opacity,a,"0,0,640,640"']
     rows += ['1.mp4,opacity,b,"0,0,4,4; 636,0,4,4"', "2.mp4,normal,c,"]
     (tmp_path / "index.csv").write_text("\n".join(rows) + "\n")
-    done = sonoglance("evaluate", phantom_bundle.path, "--data", tmp_path, "--out", tmp_path / "out")
+    done = sonoglance_here("evaluate", phantom_bundle.path, "--data", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     where = json.loads((tmp_path / "out" / "metrics.json").read_text())["where"]
     assert where["with_boxes"] == 2

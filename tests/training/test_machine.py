@@ -14,6 +14,7 @@ import pytest
 
 from convert.tflite import class_maps, to_int8
 from tests.conftest import ROOT, Command
+from tests.in_process import sonoglance_here
 from training import networks
 from training.fitting import scaled
 
@@ -43,11 +44,14 @@ def stills(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_process(stills: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    return trained(stills, tmp_path_factory.mktemp("runs") / "one")
+    out = tmp_path_factory.mktemp("runs") / "one"
+    done = sonoglance_here("train", stills, *QUICK, "--folds", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return predictions(out)
 
 
 def trained(stills: Path, out: Path, *options: object) -> dict[str, float]:
-    """Train with two folds as a user would; the out-of-fold predictions."""
+    """Train with two folds in a process of its own; the out-of-fold predictions."""
     command = [
         sys.executable,
         "-m",
@@ -85,8 +89,8 @@ def test_folds_on_ray_read_as_folds_in_one(
     assert trained(stills, tmp_path / "ray", "--ray", "local") == pytest.approx(one_process, abs=1e-5)
 
 
-def test_tensorflow_uses_one_device(stills: Path, sonoglance: Command, tmp_path: Path) -> None:
-    done = sonoglance("train", stills, *QUICK, "--devices", 2, "--out", tmp_path / "run")
+def test_tensorflow_uses_one_device(stills: Path, tmp_path: Path) -> None:
+    done = sonoglance_here("train", stills, *QUICK, "--devices", 2, "--out", tmp_path / "run")
     assert done.returncode == 1
     assert "sonoglance train: --devices: the tensorflow backend uses one device" in done.stderr
     assert "Traceback" not in done.stderr
@@ -94,13 +98,13 @@ def test_tensorflow_uses_one_device(stills: Path, sonoglance: Command, tmp_path:
 
 
 def test_a_network_trained_in_bfloat16_is_near_and_converts(
-    stills: Path, one_process: dict[str, float], sonoglance: Command, tmp_path: Path
+    stills: Path, one_process: dict[str, float], tmp_path: Path
 ) -> None:
     mixed = trained(stills, tmp_path / "run", "--mixed", "--only-folds", 1)
     full = {name: one_process[name] for name in mixed}
     assert mixed == pytest.approx(full, abs=0.005)
     assert mixed != full, "it was not computed in bfloat16"
-    done = sonoglance("convert", tmp_path / "run", "--out", tmp_path / "bundle")
+    done = sonoglance_here("convert", tmp_path / "run", "--out", tmp_path / "bundle")
     # So small a network may be refused by the gate; it is converted all the same.
     assert (tmp_path / "bundle" / "model_int8.tflite").is_file(), done.stderr
 

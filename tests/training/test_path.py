@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command, write_clip
+from tests.in_process import sonoglance_here
 from training.datasets import DataError, load_task
 from training.runs import load_run
 
@@ -40,7 +41,7 @@ def run_folder(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     task = load_task("lus-opacity")
     out = tmp_path_factory.mktemp("runs") / "run"
-    recipe = Recipe(size=96, epochs=6, frames_a_clip=6, batch=8, tune_from="block9_", learning_rate=1e-3)
+    recipe = Recipe.of("scratch", size=96, epochs=6, frames_a_clip=6, batch=8, learning_rate=3e-3, ema=0.0)
     train(for_task(load_samples(data_set), task), task, Plan(recipe, Folds(2), command="made in a test"), out)
     return out
 
@@ -65,7 +66,7 @@ def test_the_path_from_run_to_reading(
     scores = {}
     for name, model in (("float", run_folder), ("int8", bundle)):
         out = tmp_path / name
-        done = sonoglance("evaluate", model, "--data", data_set, "--out", out)
+        done = sonoglance_here("evaluate", model, "--data", data_set, "--out", out)
         assert done.returncode == 0, done.stderr
         assert "trained on 8 of these patients" in done.stdout
         rows = list(csv.DictReader((out / "predictions.csv").open()))
@@ -98,15 +99,13 @@ def test_the_path_from_run_to_reading(
     )
 
 
-def test_what_exists_is_never_overwritten(
-    run_folder: Path, data_set: Path, sonoglance: Command, tmp_path: Path
-) -> None:
+def test_what_exists_is_never_overwritten(run_folder: Path, data_set: Path, tmp_path: Path) -> None:
     for arguments in (
         ["train", data_set, "--task", "lus-opacity", "--out", run_folder],
         ["convert", run_folder, "--out", tmp_path],
         ["evaluate", run_folder, "--data", data_set, "--out", tmp_path],
     ):
-        done = sonoglance(*arguments)
+        done = sonoglance_here(*arguments)
         assert done.returncode == 1
         assert "exists already" in done.stderr
 
@@ -117,7 +116,7 @@ def test_a_run_that_is_not_whole_is_refused(run_folder: Path, tmp_path: Path) ->
         load_run(tmp_path)
 
 
-def test_bad_data_ends_in_one_line_and_leaves_nothing(sonoglance: Command, tmp_path: Path) -> None:
+def test_bad_data_ends_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     cases = {
         "missing": "path,label,patient\nnowhere.mp4,normal,a\n",
         "strange": "path,label,patient\nindex.csv,mass,a\n",
@@ -129,7 +128,7 @@ def test_bad_data_ends_in_one_line_and_leaves_nothing(sonoglance: Command, tmp_p
         folder = tmp_path / name
         folder.mkdir()
         (folder / "index.csv").write_text(text)
-        done = sonoglance("train", folder, "--task", "lus-opacity", "--out", tmp_path / "out")
+        done = sonoglance_here("train", folder, "--task", "lus-opacity", "--out", tmp_path / "out")
         assert done.returncode == 1, done.stderr
         assert words[name] in done.stderr
         assert "Traceback" not in done.stderr

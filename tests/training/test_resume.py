@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, Command, write_clip
+from tests.conftest import ROOT, write_clip
+from tests.in_process import sonoglance_here
 from training.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from training.runs import load_run
 
@@ -42,8 +43,8 @@ def weights(run: Path) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def unbroken(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "unbroken"
-    command = [sys.executable, "-m", "sonoglance", *map(str, arguments(data_set, out))]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
+    done = sonoglance_here(*arguments(data_set, out))
+    assert done.returncode == 0, done.stderr
     return out
 
 
@@ -63,18 +64,18 @@ def killed_after(data_set: Path, out: Path, epoch: int) -> Path:
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(
-    data_set: Path, unbroken: Path, sonoglance: Command, tmp_path: Path
+    data_set: Path, unbroken: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     folder = killed_after(data_set, out, 2)
     assert not out.exists()
-    refused = sonoglance(*arguments(data_set, out))
+    refused = sonoglance_here(*arguments(data_set, out))
     assert refused.returncode == 1
     assert "--resume" in refused.stderr
     # The newest checkpoint is cut as well, as a power cut would leave it on a poor disk.
     newest = sorted(folder.glob("epoch-*.npz"))[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])
-    done = sonoglance(*arguments(data_set, out), "--resume")
+    done = sonoglance_here(*arguments(data_set, out), "--resume")
     assert done.returncode == 0, done.stderr
     assert "damaged checkpoint passed over" in done.stdout
     assert "goes on after epoch" in done.stdout
@@ -87,11 +88,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert not (out / "fits").exists()
 
 
-def test_what_was_begun_otherwise_is_not_resumed(data_set: Path, sonoglance: Command, tmp_path: Path) -> None:
+def test_what_was_begun_otherwise_is_not_resumed(data_set: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     (tmp_path / "run.part").mkdir()
     (tmp_path / "run.part" / "started.json").write_text("{}")
-    done = sonoglance(*arguments(data_set, out), "--resume")
+    done = sonoglance_here(*arguments(data_set, out), "--resume")
     assert done.returncode == 1
     assert "another recipe or data" in done.stderr
 
@@ -143,15 +144,13 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_loss_that_is_no_number_names_the_files(
-    data_set: Path, tmp_path: Path, sonoglance: Command
-) -> None:
+def test_a_loss_that_is_no_number_names_the_files(data_set: Path, tmp_path: Path) -> None:
     task = tmp_path / "broken.json"
     text = (ROOT / "training" / "tasks" / "lus-opacity.json").read_text()
     task.write_text(text.replace('"grade_targets": {', '"grade_targets": {\n    "": NaN,'))
     command = arguments(data_set, tmp_path / "run")
     command[command.index("lus-opacity")] = task
-    done = sonoglance(*command)
+    done = sonoglance_here(*command)
     assert done.returncode == 1
     assert "no longer a number" in done.stderr
     assert ".mp4" in done.stderr
