@@ -106,7 +106,7 @@ def run(arguments: list[str]) -> int:
             ConfigWatch(loaded.path) if loaded.path else None,
             exams,
             held.enter_context(_second_screen(settings, bundle)) if settings.web.enabled else None,
-            held.enter_context(open_panel(settings, bundle.manifest.reads.negative)),
+            held.enter_context(open_panel(settings)),
             CONFIG_BROKEN if loaded.mistakes else "",
         )
         _quit_on_terminate(bedside)

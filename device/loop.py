@@ -27,7 +27,8 @@ from device.capture.sources import Source
 from device.clock import now
 from device.errors import SourceError
 from device.exams.round import ExamRound
-from device.panel import Panel
+from device.exams.session import END, LOOK_FIRST, STEPS
+from device.panel import Panel, Press
 from device.reading import HELD, FrameReader, ReadingThread, Taken
 from device.results import Results
 from device.screen.canvas import NO_PICTURE
@@ -58,6 +59,7 @@ SETTINGS_EVERY = 0.5
 """Seconds between two looks at the configuration file."""
 TOLD_FOR = 4.0
 """Seconds for which the outcome of a snapshot stays on the screen."""
+FREEZE = "f"
 CONFIG_BROKEN = "config-broken"
 PHANTOM = "phantom"
 STALE, STARTING, NO_DEVICE, NO_READER = "stale", "starting", "no-device", "no-reader"
@@ -102,6 +104,8 @@ class Bedside:
     _settings_due: float = 0.0
     _told: str = ""
     _told_until: float = 0.0
+    _exam_shown: tuple[str, ...] | None = None
+    _exam_shown_at: float = 0.0
 
     def run(self, source: Source, live: bool, file: str | None = None) -> None:
         """Read a source to its end or until the user quits.
@@ -139,9 +143,8 @@ class Bedside:
                         self._follow(taken)
                         bar.update(taken.reading.frame.sequence + 1 - bar.n)
                     self._refuse_to_start_without(capture)
-                    reading = self._present(capture, thread)
-                    self._serve_panel(reading)
-                    self._show(reading, capture.name, source.delay_ms, capture.badge)
+                    self._take_presses()
+                    self._show(self._present(capture, thread), capture.name, source.delay_ms, capture.badge)
                     frames.held = self.held
                     watch.drawn()
                     self._follow_settings()
@@ -169,7 +172,7 @@ class Bedside:
                 for frame in source.frames():
                     taken = frames.read(Arrived(frame, now()))
                     self._follow(taken)
-                    self._serve_panel(taken.reading)
+                    self._take_presses()
                     self._show(taken.reading, source.name, source.delay_ms, "")
                     frames.held = self.held
                     bar.update()
@@ -236,14 +239,20 @@ class Bedside:
         while self._trend[0][0] < at - TREND_SECONDS:
             self._trend.popleft()
 
-    def _serve_panel(self, reading: Reading) -> None:
-        """Before the screen is drawn: lamps are quicker. A button means the picture that was seen."""
-        if self.panel is None:
-            return
-        self.panel.light(reading, relied_on=not self.alarm)
-        for key in self.panel.pressed():
-            if self.screen is not None:
-                self._press(key)
+    def _take_presses(self) -> None:
+        """Do what the panel's buttons ask for."""
+        for press in self.panel.pressed() if self.panel is not None else ():
+            if self._was_seen(press):
+                self._press(press.key)
+
+    def _was_seen(self, press: Press) -> bool:
+        """Whether what a press means was on the screen when the button went down: nobody accepts, ends or
+        signs what came between. A summary must have been there for a moment."""
+        exam = None if self.screen is None else self.screen.exam
+        if exam is None or press.key == FREEZE or (press.key in STEPS and not exam.closing):
+            return self.screen is not None
+        looked = LOOK_FIRST if exam.closing and press.key == END else 0.0
+        return press.since >= self._exam_shown_at + looked
 
     def _show(self, reading: Reading, name: str, delay_ms: float | None, source_badge: str) -> None:
         slow = "slow-screen" if statistics.median(self._drawing) > SLOW_SCREEN else ""
@@ -275,11 +284,20 @@ class Bedside:
             window=self.bundle.manifest.reads.verdict.window,
             exam=self.exams.panel() if self.exams is not None else None,
         )
+        # Before the drawing, which takes longer.
+        if self.panel is not None:
+            self.panel.light(self.screen)
         began = time.perf_counter()
         key = self.display.show(self.screen)
+        self._note_exam_shown(self.screen)
         self._show_elsewhere(self.screen)
         self._drawing.append(time.perf_counter() - began)
         self._press(key)
+
+    def _note_exam_shown(self, screen: Screen) -> None:
+        place = None if screen.exam is None else screen.exam.place
+        if place != self._exam_shown:
+            self._exam_shown, self._exam_shown_at = place, now()
 
     def _show_elsewhere(self, screen: Screen) -> None:
         """Hand the picture to the second screen, where somebody looks at it."""
@@ -298,11 +316,12 @@ class Bedside:
         return (len(self._arrivals) - 1) / max(self._arrivals[-1] - self._arrivals[0], 1e-6)
 
     def _press(self, key: str) -> None:
-        if self.exams is not None and self.exams.press(key):
+        seen = self.screen.exam if self.screen is not None else None
+        if self.exams is not None and self.exams.press(key, seen):
             return
         if key == "q":
             self.quitting = True
-        elif key in ("f", " "):
+        elif key in (FREEZE, " "):
             self._hold_or_go_on()
         elif key == "o":
             self._change_screen(overlay=not self.settings.screen.overlay)

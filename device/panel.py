@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from device.clock import now
 from device.reading import Taken
+from device.screen.drawing import Screen, shown_state, shows_live_verdict
 from device.settings.config import GPIO_PANEL, NO_PIN, Config, GpioTable
 from firmware_bridge.gpio_panel import GpioPins
 from firmware_bridge.link import LinkState, PanelLink
 from firmware_bridge.ports import GpioPort, Port, SerialPort
 from firmware_bridge.wire import Button, Kind, Shown
-from reader.reader import Reading
 from reader.verdict import UNCERTAIN
 
 KEYS = {
@@ -29,51 +30,70 @@ KEYS = {
 """What is done to a button, and the key that means the same."""
 LINKED, SEARCHING = "linked", "searching"
 """Names of the link's states that are nothing to worry about."""
+LONG_PRESS = 0.8
+"""Seconds for which a button is held for another meaning (firmware_bridge/PROTOCOL.md)."""
 STUCK_AFTER = 10.0
 """Seconds for which a button may be down before the screen names it."""
 TOLD_FOR = 4.0
 """Seconds for which the screen says that the panel is there."""
 
 
-def lamp(reading: Reading, negative: str, relied_on: bool = True) -> Shown:
-    """What the lamps are to show of a reading. ``negative``: the bundle's negative label. ``relied_on``:
-    False where the screen says that nothing may be relied on."""
-    if reading.p is None or not relied_on:
+@dataclass(frozen=True)
+class Press:
+    """A key that a button stands for. ``since``: when the button went down, in monotonic seconds."""
+
+    key: str
+    since: float
+
+
+def lamp(screen: Screen) -> Shown:
+    """What the lamps are to show beside a screen: what it says of the live picture, where that may be relied
+    on, and nothing of an exam's clip."""
+    state = shown_state(screen)
+    said = screen.reading.p is not None and state == screen.reading.state
+    if not said or screen.alarm or not shows_live_verdict(screen):
         return Shown.NO_READING
-    if reading.state == UNCERTAIN:
-        return Shown.CANNOT_TELL
-    return Shown.NORMAL if reading.state == negative else Shown.OPACITY
+    return {UNCERTAIN: Shown.CANNOT_TELL, screen.negative: Shown.NORMAL}.get(state, Shown.OPACITY)
 
 
 class Panel:
     """The panel as the bedside loop sees it. ``woken``: called from another thread when a button was
     pressed."""
 
-    def __init__(self, port: Port, negative: str, quiet: bool = False, battery_low: int = 0) -> None:
+    def __init__(self, port: Port, quiet: bool = False, battery_low: int = 0) -> None:
         """``port``: where it is reached. ``battery_low``: millivolts from which its battery is named."""
         self.woken: Callable[[], None] = lambda: None
-        self._negative, self._battery_low = negative, battery_low
+        self._battery_low = battery_low
         self._reading = 0
         self._read_at: float | None = None
         self._state, self._told_until = LinkState(SEARCHING, ""), 0.0
         self._down_since: dict[Button, float] = {}
+        self._went_down: dict[Button, float] = {}
         self._link = PanelLink(port, lambda: self.woken(), quiet)
 
     def saw(self, taken: Taken) -> None:
         """Take in a reading: its number and age are what the lamps live from."""
-        if taken.reading.p is not None:
+        # A frame that the network did not read repeats the last reading, and has no verdict of its own.
+        if taken.reading.verdict is not None:
             self._reading += 1
             self._read_at = taken.at
 
-    def light(self, reading: Reading, relied_on: bool = True) -> None:
-        """Have the lamps show what is presented now."""
-        self._link.show(lamp(reading, self._negative, relied_on), self._reading, self._read_at)
+    def light(self, screen: Screen) -> None:
+        """Have the lamps show what is about to be drawn."""
+        self._link.show(lamp(screen), self._reading, self._read_at)
 
-    def pressed(self) -> list[str]:
-        """The keys that stand for what was pressed since the last call, in order."""
+    def pressed(self) -> list[Press]:
+        """What was pressed since the last call, in order."""
         self._follow(self._link.state)
-        done = [(event.button, event.kind) for event in self._link.events()]
-        return [KEYS[what] for what in done if what in KEYS]
+        presses = []
+        for event in self._link.events():
+            if event.kind == Kind.PRESS:
+                self._went_down[event.button] = event.at
+            key = KEYS.get((event.button, event.kind))
+            if key is not None:
+                # Where its press was lost, it counts as the oldest that it can be.
+                presses.append(Press(key, self._went_down.get(event.button, event.at - LONG_PRESS)))
+        return presses
 
     @property
     def badges(self) -> tuple[str, ...]:
@@ -105,18 +125,15 @@ class Panel:
 
 
 @contextmanager
-def open_panel(settings: Config, negative: str) -> Iterator[Panel | None]:
-    """The panel of the configuration; None where there is none. It is looked for as long as it is away.
-
-    ``negative``: the bundle's negative label.
-    """
+def open_panel(settings: Config) -> Iterator[Panel | None]:
+    """The panel of the configuration; None where there is none. It is looked for as long as it is away."""
     asked = settings.panel
     if not asked.connection:
         yield None
         return
     port: Port
     port = GpioPort(_pins(settings.gpio)) if asked.connection == GPIO_PANEL else SerialPort(asked.connection)
-    panel = Panel(port, negative, asked.quiet, asked.battery_low)
+    panel = Panel(port, asked.quiet, asked.battery_low)
     try:
         yield panel
     finally:

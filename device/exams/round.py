@@ -85,16 +85,18 @@ class ExamRound:
         """What the screen shows now."""
         return self._session.panel()
 
-    def press(self, key: str) -> bool:
-        """Do what a key asks for; whether it is one of an exam's."""
+    def press(self, key: str, seen: ExamPanel | None = None) -> bool:
+        """Do what a key asks for; whether it is one of an exam's. ``seen``: as in ``ExamSession.press``."""
         if key == NEXT_EXAM:
             panel = self.panel()
             if panel.phase in (SUMMARY, SIGNED):
+                if seen is not None and seen.place != panel.place:
+                    return True
                 # What is not saved is dealt with first; the screen says what it is.
                 if panel.acknowledged and not panel.message.startswith(NOT_SAVED):
                     self._go_on_to_the_next()
                 return True
-        return self._session.press(key)
+        return self._session.press(key, seen)
 
     def close(self) -> bool:
         """Leave the exam; whether everything in it, and in those before, was kept."""

@@ -41,6 +41,10 @@ from reader.verdict import UNCERTAIN
 
 CLIP_SECONDS = 6.0
 """How long a clip is that starts by itself: one to two breaths at rest."""
+STEPS = ("n", "b")
+"""The keys that go from zone to zone."""
+END = "e"
+"""The key that shows what the zones add up to, and then signs."""
 LOOK_FIRST = 1.0
 """Seconds for which the key that ended the exam does not sign it: one held too long, or touched twice."""
 
@@ -112,11 +116,14 @@ class ExamSession:
         elif self._taker.writer is not before:
             self._told = ""
 
-    def press(self, key: str) -> bool:
-        """Do what a key asks for; whether it is one of an exam's."""
+    def press(self, key: str, seen: ExamPanel | None = None) -> bool:
+        """Do what a key asks for; whether it is one of an exam's. ``seen``: what was on the screen, where
+        that is known: but for a step, a key that was meant for another zone or phase does nothing."""
         if not key or key not in EXAM_KEYS:
             return False
         self._keeper.catch_up()
+        if seen is not None and key not in STEPS and seen.place != (self.exam.id, self._current, self._phase):
+            return True
         self._told = ""
         if key in "0123":
             self._give_grade(int(key))
@@ -128,7 +135,7 @@ class ExamSession:
                 "a": self._accept,
                 "c": self._change,
                 "x": self._discard,
-                "e": self._end,
+                END: self._end,
                 "t": self._toggle_autocapture,
             }[key]()
         return True

@@ -195,6 +195,11 @@ def shown_state(screen: Screen) -> str:
     return state if screen.age_ms <= OLDEST_LIVE_MS else "stale"
 
 
+def shows_live_verdict(screen: Screen) -> bool:
+    """Whether the screen says something of the live picture, not of an exam's clip or of its summary."""
+    return screen.exam is None or not (screen.exam.closing or screen.exam.phase == REVIEW)
+
+
 def button_at(x: float, y: float, buttons: Sequence[Button]) -> str:
     """The key of the button at a place of the drawn screen; empty where there is none."""
     for button in buttons:

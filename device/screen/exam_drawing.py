@@ -118,6 +118,11 @@ class ExamPanel:
         return self.phase in LIVE_PHASES
 
     @property
+    def place(self) -> tuple[str, ...]:
+        """Exam, zone and phase: what a key means depends on them."""
+        return self.exam_id, self.current, self.phase
+
+    @property
     def closing(self) -> bool:
         """Whether the summary is shown in place of the picture."""
         return self.phase in CLOSING_PHASES

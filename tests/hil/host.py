@@ -221,7 +221,7 @@ def main(port: str) -> None:
     reads = bundle.manifest.reads
     at_once = replace(reads.verdict, window=NO_WINDOW, hold=0.0, over=CONTIGUOUS)
     bundle = replace(bundle, manifest=replace(bundle.manifest, reads=replace(reads, verdict=at_once)))
-    runner, panel = Told(bundle), Panel(SerialPort(port), reads.negative, quiet=True)
+    runner, panel = Told(bundle), Panel(SerialPort(port), quiet=True)
     with tempfile.TemporaryDirectory() as folder:
         bedside = ToldBedside(bundle, runner, Stalling(runner), ToldResults(None), Path(folder), panel=panel)
         threading.Thread(target=_obey, args=(bedside, runner), daemon=True).start()

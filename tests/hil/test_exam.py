@@ -17,8 +17,8 @@ from tests.hil.conftest import Microcontroller
 
 pytestmark = pytest.mark.usefixtures("noted")
 PATIENCE = 20.0
-CLIP, LONG, LOOKED_AT = 1.2, 1.0, 1.1
-"""Seconds: a clip's length, a long press, and a look at the summary."""
+CLIP, LONG, LOOKED_AT = 1.2, 1.0, 1.5
+"""Seconds: a clip's length, a long press, and a look at what is on the screen."""
 CLIPS = {"normal": "blues/patient_15_L1.mp4", "opacity": "blues/patient_12_L1.mp4"}
 CONFIG = """
 [exam]
@@ -50,20 +50,25 @@ def test_an_exam_is_recorded_accepted_and_signed_by_the_buttons(
             return store.exam(line.id).zones[number]
 
         microcontroller.press("next")
+        time.sleep(LOOKED_AT)
         microcontroller.press("record")
         time.sleep(CLIP)
         microcontroller.press("record")
         microcontroller.press("back")
         until(lambda: zone(1).clips)
         assert not zone(0).clips
+        time.sleep(LOOKED_AT)
         microcontroller.press("confirm")
         microcontroller.press("next")
+        time.sleep(LOOKED_AT)
         microcontroller.press("confirm")
         until(lambda: zone(1).human)
         assert zone(0).human is None, "there was nothing to accept"
         assert store.exam(line.id).signed is None
         microcontroller.press("confirm", LONG)
+        microcontroller.press("confirm", LONG)
         time.sleep(LOOKED_AT)
+        assert store.exam(line.id).signed is None, "the summary was not looked at before the button went down"
         microcontroller.press("confirm", LONG)
         until(lambda: store.exam(line.id).signed)
         store.close()

@@ -182,6 +182,21 @@ def test_the_clip_is_replayed_from_its_key_frame(scanned: Bedside) -> None:
     assert moment.frame.image.shape[1::-1] == clip.beam.size
 
 
+def test_a_key_that_was_meant_for_another_screen_does_nothing_but_steps_do(scanned: Bedside) -> None:
+    aimed = replace(scanned.panel, phase="aim")
+    for key in "ar2ce":
+        assert scanned.session.press(key, seen=aimed), "it is an exam's key all the same"
+    assert (scanned.settled().phase, scanned.exam.zones[0].human) == ("review", None)
+    elsewhere = replace(scanned.panel, current=scanned.protocol.zones[1].name)
+    assert scanned.session.press("a", seen=elsewhere)
+    assert scanned.settled().human is None
+    assert scanned.session.press("n", seen=elsewhere)
+    assert scanned.panel.current == scanned.protocol.zones[1].name
+    scanned.press("b")
+    assert scanned.session.press("a", seen=scanned.panel)
+    assert scanned.settled().human is not None
+
+
 def test_the_clinicians_reading_stands_beside_the_networks(scanned: Bedside) -> None:
     scanned.press("a")
     assert scanned.settled().human is not None
