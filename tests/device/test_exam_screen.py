@@ -603,6 +603,8 @@ class OnTerminal:
 
         def own_terminal() -> None:
             os.setsid()
+            # Whoever runs the tests in the background may have it ignored.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}

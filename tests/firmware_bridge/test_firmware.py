@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from struct import pack
 
@@ -155,7 +156,7 @@ def box(simulated: SimulatedPanel) -> Iterator[Box]:
 
 def test_every_start_has_another_number_and_tells_its_cause(simulated: SimulatedPanel, box: Box) -> None:
     hellos = [box.hello()]
-    for accident in (simulated.hang, simulated.reset):
+    for accident in (partial(simulated.hang, interrupts=True), simulated.hang, simulated.reset):
         accident()
         hellos.append(box.hello(hellos))
     box.serial.close()
@@ -164,8 +165,25 @@ def test_every_start_has_another_number_and_tells_its_cause(simulated: Simulated
     box = Box(simulated)
     hellos.append(box.hello(hellos))
     box.serial.close()
-    assert [hello.reset_cause for hello in hellos[1:3]] == [WATCHDOG, RESET_PIN]
-    assert hellos[3].reset_cause in (POWER, RESET_PIN)  # the latter where opening the port came second
+    assert [hello.reset_cause for hello in hellos[1:4]] == [WATCHDOG, WATCHDOG, RESET_PIN]
+    assert hellos[4].reset_cause in (POWER, RESET_PIN)  # the latter where opening the port came second
+
+
+@pytest.mark.parametrize(("interrupts", "within"), [(True, 0.15), (False, 0.3)])
+def test_a_firmware_that_hangs_leaves_no_lamp_lit_and_starts_anew(
+    simulated: SimulatedPanel, box: Box, interrupts: bool, within: float
+) -> None:
+    """Within a watchdog's time-out, or two, which pass after the order to hang at the latest."""
+    first = box.hello()
+    box.show(Shown.NORMAL)
+    simulated.wait_for("D7", 1, PATIENCE)
+    simulated.hang(interrupts)
+    begun = time.monotonic()
+    assert simulated.wait_for("D7", 0, PATIENCE).at - begun < within
+    box.status(lambda status: status.boot != first.boot and status.shown == Shown.NO_LINK)
+    simulated.wait_for("D10", 1, PATIENCE)
+    box.show(Shown.NORMAL)
+    assert simulated.wait_for("D7", 1, PATIENCE).at > begun
 
 
 def test_dial_and_battery_are_told_and_the_lamps_never_wholly_dark(

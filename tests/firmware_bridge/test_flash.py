@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import serial
 
 from firmware_bridge import flash as flash_module
 from firmware_bridge.errors import PanelBusyError, PanelError, PanelMissingError, PanelSilentError
 from firmware_bridge.flash import flash
 from firmware_bridge.ports import SerialPort
 from firmware_bridge.simulator import SimulatedPanel
+from firmware_bridge.wire import BAUD, FrameReader, Hello
 from tests.conftest import need
-from tests.firmware_bridge.test_simulator import FIRMWARE, build_echo, need_simulator
+from tests.firmware_bridge.test_simulator import FIRMWARE, PATIENCE, WATCHDOG, build_echo, need_simulator
 
 BOOT_LOADERS = Path("/usr/share/arduino/hardware/arduino/avr/bootloaders")
 OLD = BOOT_LOADERS / "atmega" / "ATmegaBOOT_168_atmega328.hex"
@@ -77,19 +81,32 @@ def test_an_empty_board_gets_the_firmware_and_gets_it_again(
         board.wait_for("D10", 1, 20.0)  # it has kept it, and shows that there is no link
 
 
-def test_an_old_boot_loader_is_tried_at_its_own_rate(
+def test_an_old_boot_loader_is_tried_at_its_own_rate_and_the_panel_outlives_a_hang(
     panel_hex: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     need_boot_loaders()
     monkeypatch.setattr(flash_module, "SECOND_ATTEMPT", "attempt 1 of")  # 5 s less
     with SimulatedPanel(OLD, tmp_path / "panel") as board:
-        assert "the panel answers" in flash(str(board.port), panel_hex)
+        assert re.search(r"the panel answers: .* replace it by Optiboot", flash(str(board.port), panel_hex))
+        with serial.Serial(str(board.port), BAUD, timeout=0.05) as port:
+            board.hang(interrupts=True)
+            assert hello(port).reset_cause == WATCHDOG
     told = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
     assert [line[:33] for line in told] == [
         "writing panel.hex at 115200 baud ",
         "no boot loader answers at 115200 ",
         "writing panel.hex at 57600 baud (",
     ]
+
+
+def hello(port: serial.Serial) -> Hello:
+    """The panel's next."""
+    reader, until = FrameReader(), time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        for message, _ in reader.feed(port.read(100)):
+            if isinstance(message, Hello):
+                return message
+    pytest.fail("the panel did not come back")
 
 
 def test_without_a_boot_loader_it_says_so(

@@ -20,11 +20,12 @@ import gpiozero
 import pytest
 from gpiozero.pins.mock import MockFactory, MockPWMPin
 
-from firmware_bridge.gpio_panel import LOOK_EVERY, TUNES, GpioPanel, GpioPins, Sound
+from firmware_bridge.gpio_panel import LOOK_EVERY, TUNES, GpioPanel, GpioPins, Sound, lamps_stay_lit
 from firmware_bridge.lamps import SHOWN
 from firmware_bridge.link import PanelLink
 from firmware_bridge.ports import GpioPort
 from firmware_bridge.wire import (
+    VERSION,
     Ask,
     Button,
     Capability,
@@ -258,6 +259,9 @@ def test_eight_events_wait_and_the_loss_of_more_is_told(bench: Bench) -> None:
     assert bench.status().flags & Condition.EVENTS_LOST
     bench.answering = True
     assert len(set(bench.run(0.6))) >= 8
+    assert bench.status().flags & Condition.EVENTS_LOST
+    bench.run(10.0)
+    assert not bench.status().flags & Condition.EVENTS_LOST
 
 
 @pytest.mark.parametrize(
@@ -273,6 +277,17 @@ def test_lamps_follow_the_table(bench: Bench, asked: Shown) -> None:
         step = int((bench.at - begun + 1e-6) * 16) % 16
         assert bench.lit() == tuple(bool(pattern & 0x8000 >> step) for pattern in SHOWN[asked])
         bench.run(LOOK_EVERY)
+
+
+def test_a_show_of_another_version_is_as_none(bench: Bench) -> None:
+    bench.run(0.5)
+    bench.asked = None
+    for beat in range(15):
+        bench.say(encode(Show(Shown.OPACITY, 100 + beat, 0, 0, VERSION + 1), 0))
+        bench.run(0.1)
+    assert bench.status().shown == Shown.NO_LINK
+    assert bench.status().reading < 100
+    assert not any(bench.lit()[:2])
 
 
 def test_lamps_say_no_link_when_the_box_hangs(bench: Bench) -> None:
@@ -306,12 +321,14 @@ def tones(bench: Bench) -> list[int]:
     return [tone for _, tone in bench.sounded if tone]
 
 
-def test_a_tick_says_that_a_press_has_arrived(bench: Bench) -> None:
+def test_a_tick_says_that_a_press_has_arrived_and_another_that_it_was_long(bench: Bench) -> None:
     bench.run(0.5)
     bench.press(Button.FREEZE, 0.2)
-    assert tones(bench) == [2500, 2500]
+    assert tones(bench) == [2500]
     begun, ended = bench.sounded[0][0], bench.sounded[1][0]
     assert ended - begun < 0.05
+    bench.press(Button.CONFIRM, 1.0)
+    assert tones(bench) == [2500] * 3
 
 
 def test_opacity_beeps_once_in_five_seconds(bench: Bench) -> None:
@@ -553,6 +570,15 @@ def test_a_panel_whose_library_hangs_ends_itself(pins: MockPinsRig, tmp_path: Pa
     box.close()
 
 
+@pytest.mark.parametrize(("setting", "stays"), [("Y", True), ("N", False), (None, False)])
+def test_a_kernel_that_leaves_lamps_lit_is_known(tmp_path: Path, setting: str | None, stays: bool) -> None:
+    if setting is not None:
+        parameters = tmp_path / "pinctrl_rp1" / "parameters"
+        parameters.mkdir(parents=True)
+        (parameters / "persist_gpio_outputs").write_text(f"{setting}\n")
+    assert lamps_stay_lit(tmp_path) is stays
+
+
 def children() -> list[int]:
     task = Path(f"/proc/{os.getpid()}/task")
     return [int(pid) for thread in task.iterdir() for pid in (thread / "children").read_text().split()]
@@ -584,7 +610,7 @@ def test_a_machine_without_gpio_is_named_in_one_line_and_nothing_is_left(tmp_pat
     work.mkdir()
     temporary.mkdir()
     code, said = refusal(work, GPIOZERO_PIN_FACTORY="lgpio", TMPDIR=str(temporary), LG_WD="/nowhere")
-    assert code == 1
+    assert code == 69
     assert "no GPIO of a Raspberry Pi" in said
     assert list(work.iterdir()) == list(temporary.iterdir()) == []
 
@@ -594,7 +620,7 @@ def test_a_missing_library_is_named_in_one_line(tmp_path: Path, missing: str) ->
     (tmp_path / f"{missing}.py").write_text(f'raise ModuleNotFoundError("No module named {missing!r}")')
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     code, said = refusal(PYTHONPATH=path, GPIOZERO_PIN_FACTORY="lgpio")
-    assert code == 1
+    assert code == 69
     assert f"No module named '{missing}'; apt-get install" in said
 
 
@@ -602,7 +628,7 @@ def test_a_missing_library_is_named_in_one_line(tmp_path: Path, missing: str) ->
     ("raised", "code", "line"),
     [
         ("GPIO busy", 75, "another program has one of the pins"),
-        ("GPIO not allocated", 1, "GPIO not allocated"),
+        ("GPIO not allocated", 69, "GPIO not allocated"),
     ],
 )
 def test_what_lgpio_says_becomes_one_line(tmp_path: Path, raised: str, code: int, line: str) -> None:

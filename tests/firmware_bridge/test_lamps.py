@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from firmware_bridge.lamps import LIMITS, RULES, SHOWN, STEPS, Lamps
-from firmware_bridge.wire import VERSION, Show, Shown
+from firmware_bridge.wire import Show, Shown
 from tests.conftest import ROOT, need
 from tests.firmware_bridge.pictures import PICTURES
 
@@ -48,8 +48,8 @@ def test_no_two_states_look_the_same_without_colours() -> None:
         assert not looks(one) & looks(other), (one, other)
 
 
-def show(asked: Shown, reading: int = 1, age_ms: int = 0, version: int = VERSION) -> Show:
-    return Show(asked, reading, age_ms, 0, version)
+def show(asked: Shown, reading: int = 1, age_ms: int = 0) -> Show:
+    return Show(asked, reading, age_ms, 0)
 
 
 @pytest.mark.parametrize("asked", [*VERDICTS, Shown.NO_READING, Shown.TEST])
@@ -67,16 +67,6 @@ def test_no_link_until_the_first_show_and_after_a_second_of_silence() -> None:
     assert lamps.shown(11.0) == Shown.NO_LINK
     lamps.heard(show(Shown.NORMAL, 2), 12.0)
     assert lamps.shown(12.0) == Shown.NORMAL
-
-
-def test_a_show_of_another_version_is_as_none() -> None:
-    lamps = Lamps()
-    lamps.heard(show(Shown.NORMAL, version=VERSION + 1), 10.0)
-    assert lamps.shown(10.0) == Shown.NO_LINK
-    lamps.heard(show(Shown.NORMAL), 10.5)
-    lamps.heard(show(Shown.OPACITY, 2, version=VERSION + 1), 11.4)
-    assert lamps.shown(11.4) == Shown.NORMAL
-    assert lamps.shown(11.5) == Shown.NO_LINK
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)

@@ -277,6 +277,17 @@ def test_a_hang_ends_by_the_watchdog(echo: Echo, by: str) -> None:
     assert (echo.cause, echo.starts_in_ram) == (WATCHDOG, ram + 1)
 
 
+def test_interrupts_are_served_in_an_endless_loop(echo: Echo) -> None:
+    """The echo's interrupts keep its watchdog quiet and do all of its work."""
+    ram = echo.starts_in_ram
+    echo.panel.hang(interrupts=True)
+    assert echo.send(b"x" * 100) == b"x" * 100
+    echo.panel.press("freeze")
+    echo.panel.wait_for("D7", 1, PATIENCE)
+    time.sleep(0.5)
+    assert echo.starts_in_ram == ram
+
+
 def test_opening_resets_unless_the_last_close_left_dtr_up(panel: SimulatedPanel) -> None:
     with Echo(panel) as echo:
         assert echo.cause == RESET_PIN

@@ -17,13 +17,17 @@ from urllib.parse import urlencode
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from device.capture.simulated import CodedFrames, encoded
+from device.screen.x_root import map_anew, root_size, seen_at
 from reader.phantom import RATE, Act, Phantom
 from tests.conftest import ROOT
 
 ACTS = (Act("normal", 3.2), Act("black", 2.0), Act("consolidation", 3.2))
 """One round. Each act is long enough for its state to be shown, and for its lamp's pattern after that."""
+BRIGHT = 50
+"""Green of a pixel from which it is not black on any screen."""
 UNLIKE = 20
 """Frames drawn for an act; they are shown there and back, so that no two neighbours are far apart."""
 
@@ -65,8 +69,22 @@ def play(folder: Path) -> None:
     cv2.setWindowProperty("scanner", cv2.WND_PROP_FULLSCREEN, cv2.WINDOW_FULLSCREEN)
     began = time.monotonic()
     for place in itertools.count():
-        cv2.imshow("scanner", np.asarray(cv2.imdecode(coded[place % len(coded)], cv2.IMREAD_COLOR)))
+        picture = np.asarray(cv2.imdecode(coded[place % len(coded)], cv2.IMREAD_COLOR))
+        cv2.imshow("scanner", picture)
         cv2.waitKey(max(1, round(1e3 * (began + place / RATE - time.monotonic()))))
+        if place % round(RATE) == round(RATE) - 1 and not seen(picture):
+            map_anew("scanner")
+
+
+def seen(picture: NDArray[np.uint8]) -> bool:
+    """Whether the brightest place of the picture can be seen on the screen: now and then, on a busy machine,
+    Qt paints nothing."""
+    screen, (height, width) = root_size(), picture.shape[:2]
+    y, x = np.unravel_index(int(picture[:, :, 1].argmax()), (height, width))
+    if screen is None or picture[y, x, 1] < BRIGHT:
+        return True
+    there = seen_at(int(x) * screen[0] // width, int(y) * screen[1] // height)
+    return there is None or any(there)
 
 
 if __name__ == "__main__":
