@@ -12,8 +12,8 @@ from device.clock import now
 from device.reading import Taken
 from device.screen.drawing import Screen, shown_state, shows_live_verdict
 from device.settings.config import GPIO_PANEL, NO_PIN, Config, GpioTable
-from firmware_bridge.gpio_panel import GpioPins
-from firmware_bridge.link import LinkState, PanelLink
+from firmware_bridge.gpio_panel import STAYS_LIT, GpioPins, lamps_stay_lit
+from firmware_bridge.link import LINKED, SEARCHING, LinkState, PanelLink
 from firmware_bridge.ports import GpioPort, Port, SerialPort
 from firmware_bridge.wire import Button, Kind, Shown
 from reader.verdict import UNCERTAIN
@@ -28,8 +28,6 @@ KEYS = {
     (Button.CONFIRM, Kind.LONG): "e",
 }
 """What is done to a button, and the key that means the same."""
-LINKED, SEARCHING = "linked", "searching"
-"""Names of the link's states that are nothing to worry about."""
 LONG_PRESS = 0.8
 """Seconds for which a button is held for another meaning (firmware_bridge/PROTOCOL.md)."""
 STUCK_AFTER = 10.0
@@ -132,7 +130,12 @@ def open_panel(settings: Config) -> Iterator[Panel | None]:
         yield None
         return
     port: Port
-    port = GpioPort(_pins(settings.gpio)) if asked.connection == GPIO_PANEL else SerialPort(asked.connection)
+    if asked.connection == GPIO_PANEL:
+        port = GpioPort(_pins(settings.gpio))
+        if lamps_stay_lit():
+            print(f"note: {STAYS_LIT}", file=sys.stderr)
+    else:
+        port = SerialPort(asked.connection)
     panel = Panel(port, asked.quiet, asked.battery_low)
     try:
         yield panel

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument("--hands-off", action="store_true", help="leave out what needs a person")
     for job in (monitor, selftest):
         job.add_argument("--port", default=AUTO, help="a serial port's path, or gpio, or auto (default)")
-        pin = "with --port gpio, as often as needed: another pin than the default, -1 for none"
+        pin = "with --port gpio, as often as needed: another pin than the default, -1 for no buzzer or mute"
         job.add_argument("--pin", action="append", default=[], metavar="NAME=BCM", help=pin)
     writing = jobs.add_parser("flash", help="write the firmware with avrdude")
     writing.add_argument("--port", default=AUTO, help="a serial port's path, or auto (default)")

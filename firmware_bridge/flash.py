@@ -15,8 +15,16 @@ from firmware_bridge.link import PanelLink
 from firmware_bridge.ports import SerialPort
 from firmware_bridge.wire import Hello
 
-BAUDS = {115200: "new boot loaders: Uno, Nano since 2018", 57600: "old boot loaders: older Nanos and copies"}
+OLD_BAUD = 57600
+BAUDS = {
+    115200: "new boot loaders: Uno, Nano since 2018",
+    OLD_BAUD: "old boot loaders: older Nanos and copies",
+}
 """In the order in which they are tried."""
+RENEW = (
+    "Its old boot loader cannot start a panel that its watchdog has reset, until it is unplugged: replace it "
+    "by Optiboot (docs/panel.md)"
+)
 LONGEST = 120.0
 """Seconds for avrdude: it needs 5 for a full flash, and may hang where a driver does."""
 HELLO_DEADLINE = 15.0
@@ -47,6 +55,7 @@ def flash(port: str, hex_file: Path) -> str:
             return (
                 f"{port}: {hex_file.name} is written and verified; the panel answers: "
                 f"firmware {hello.major}.{hello.minor}, protocol {hello.version}"
+                + (f". {RENEW}" if baud == OLD_BAUD else "")
             )
         print(f"{port}: no boot loader answers at {baud} baud", flush=True)
     raise PanelSilentError(

@@ -7,7 +7,7 @@ when the box hangs, and go out when it dies:
 
 with the inherited descriptor of one end of a stream socket pair, and the fields of ``GpioPins``. The process
 ends, its lamps dark, when the other end closes and on SIGTERM. Errors are one line on standard error; exit
-codes: 0 done, 1 no GPIO to be had, 2 the call was wrong, 75 another program has a pin, which may pass.
+codes: 0 done, 2 the call was wrong, 69 no GPIO to be had, 75 another program has a pin, which may pass.
 """
 
 from __future__ import annotations
@@ -58,11 +58,13 @@ HELD_AFTER = 0.8
 """Seconds after which a press is a long one."""
 REPEAT_EVERY = 0.05
 STATUS_EVERY = 0.25
-HUNG_AFTER = 1.5
+HUNG_AFTER = 0.7
 """Seconds after which a process that has not looked at its pins is ended by its own alarm."""
 DROP_AFTER = 2.0
 """Seconds after which nobody wants an event any more."""
 MOST_WAITING = 8
+LOSS_TOLD_FOR = 10.0
+"""Seconds for which it is told that events were lost because too many waited."""
 OPACITY_BEEP_EVERY = 5.0
 
 
@@ -86,10 +88,15 @@ TUNES: dict[Sound, tuple[tuple[int, float], ...]] = {
     Sound.TEST: ((2500, 0.5),),
 }
 """Hertz (0: a rest) and seconds, one after the other; as in firmware/buzzer.c."""
-EXIT_NO_GPIO, EXIT_WRONG_CALL, EXIT_BUSY = 1, 2, os.EX_TEMPFAIL
+EXIT_WRONG_CALL, EXIT_NO_GPIO, EXIT_BUSY = 2, os.EX_UNAVAILABLE, os.EX_TEMPFAIL
 VERDICTS = (Shown.NORMAL, Shown.OPACITY, Shown.CANNOT_TELL)
 FIRMWARE = (1, 0)
 """Major and minor of the firmware that this behaves like."""
+PERSISTING = "pinctrl_*/parameters/persist_gpio_outputs"
+"""In /sys/module: whether Raspberry Pi's kernel keeps a pin's level when the process that had it is gone."""
+STAYS_LIT = (
+    "a lamp stays lit when this process is killed: add dtparam=strict_gpiod to /boot/firmware/config.txt"
+)
 _LARGEST = 0xFFFF
 
 
@@ -160,7 +167,7 @@ class _Outbox:
     """Events on their way: the first is repeated until the box has got it, the others wait."""
 
     def __init__(self, boot: int) -> None:
-        self.lost = False
+        self._lost_until = 0.0
         self._boot = boot
         self._count = 0
         self._due = 0.0
@@ -169,18 +176,23 @@ class _Outbox:
     def add(self, button: Button, kind: Kind, at: float) -> bool:
         """Whether there was room for it."""
         if len(self._waiting) == MOST_WAITING:
-            self.lost = True
+            self._lost_until = at + LOSS_TOLD_FOR
             return False
         self._waiting.append(_Happened(self._count & 0xFF, button, kind, at))
         self._count += 1
         return True
 
-    def got(self, message: Got) -> bool:
-        """Whether this ended the wait of the first."""
+    def lost(self, at: float) -> bool:
+        """Whether it is to be told that some were lost."""
+        return at < self._lost_until
+
+    def got(self, message: Got) -> Kind | None:
+        """The kind of the first, where this ended its wait."""
         if not self._waiting or (message.boot, message.number) != (self._boot, self._waiting[0].number):
-            return False
+            return None
+        kind = self._waiting[0].kind
         self._next()
-        return True
+        return kind
 
     def drop_old(self, at: float) -> bool:
         """Whether one had to be given up."""
@@ -316,8 +328,8 @@ class GpioPanel:
         elif isinstance(message, Show) and message.version == VERSION:
             self._reading, self._quiet = message.reading, bool(message.quiet)
             self._state.heard(message, at)
-        elif isinstance(message, Got) and self._events.got(message):
-            self._buzzer.say(Sound.TICK, at)
+        elif isinstance(message, Got) and self._events.got(message) in (Kind.PRESS, Kind.LONG):
+            self._buzzer.say(Sound.TICK, at)  # not at a click: its press has ticked
 
     def _look(self, at: float) -> None:
         for button, contact in self._contacts.items():
@@ -353,7 +365,7 @@ class GpioPanel:
 
     def _status(self, at: float) -> Status:
         flags = Condition.MUTED if self._muted() else Condition(0)
-        if self._events.lost:
+        if self._events.lost(at):
             flags |= Condition.EVENTS_LOST
         return Status(
             boot=self._boot,
@@ -405,12 +417,20 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         return _end(EXIT_NO_GPIO, f"lgpio needs a temporary folder (PrivateTmp=yes in the unit): {error}")
     boot = os.getpid() & _LARGEST  # another at every start
+    if lamps_stay_lit():
+        # Where this process is killed, it is the last that it has said.
+        print(STAYS_LIT, file=sys.stderr, flush=True)
     try:
         with contextlib.closing(GpioPanel(pins, boot, time.monotonic())) as panel:
             serve(panel, connection)
     except refusals as error:
         return _end(*_explain(str(error) or type(error).__name__))
     return 0
+
+
+def lamps_stay_lit(modules: Path = Path("/sys/module")) -> bool:
+    """Whether a lamp stays lit, by the kernel's settings, when the process that lit it is killed."""
+    return any(setting.read_text().strip() == "Y" for setting in modules.glob(PERSISTING))
 
 
 def _import_lgpio() -> Any:

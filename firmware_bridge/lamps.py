@@ -8,13 +8,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from firmware_bridge.wire import VERSION, Show, Shown
+from firmware_bridge.wire import NO_AGE, Show, Shown
 
 STEPS = 16
 """Of a lamp's pattern."""
 STEPS_A_SECOND = 16
-AGE_UNKNOWN = 0xFFFF
-"""``Show.age_ms`` of a reading that there never was, or that is older than the wire can say."""
 
 _TABLE = re.sub(r"/\*.*?\*/", "", (Path(__file__).parent / "firmware" / "lamps.def").read_text(), flags=re.S)
 
@@ -43,9 +41,7 @@ class Lamps:
         self._shown: Shown | None = None
 
     def heard(self, show: Show, at: float) -> None:
-        """Take a heartbeat of the box; one of another version counts for nothing."""
-        if show.version != VERSION:
-            return
+        """Take a heartbeat of the box, one of our version."""
         if self._show is None or self._show.reading != show.reading:
             self._number_since = at
         self._show, self._heard_at = show, at
@@ -72,7 +68,7 @@ class Lamps:
         holds = {
             "LINK_SILENT": silent >= LIMITS["LINK_SILENT_MS"],
             "ASKED_TEST": self._show.asked == Shown.TEST,
-            "READING_OLD": age == AGE_UNKNOWN or age + silent >= LIMITS["READING_OLD_MS"],
+            "READING_OLD": age == NO_AGE or age + silent >= LIMITS["READING_OLD_MS"],
             "NUMBER_STUCK": _milliseconds(self._number_since, at) >= LIMITS["READING_OLD_MS"],
             "OTHERWISE": True,
         }

@@ -15,9 +15,16 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from firmware_bridge.errors import PanelError, PanelSilentError
+from firmware_bridge.errors import (
+    PanelBusyError,
+    PanelError,
+    PanelMissingError,
+    PanelRefusedError,
+    PanelSilentError,
+)
 from firmware_bridge.ports import Connection, Port
 from firmware_bridge.wire import (
+    NO_AGE,
     VERSION,
     Ask,
     Button,
@@ -33,6 +40,10 @@ from firmware_bridge.wire import (
     encode,
 )
 
+LINKED, SEARCHING, OLD_FIRMWARE = "linked", "searching", "old-firmware"
+MISSING, BUSY = PanelMissingError.state, PanelBusyError.state
+REFUSED, SILENT = PanelRefusedError.state, PanelSilentError.state
+"""What ``LinkState.name`` may be."""
 HEARTBEAT = 0.1
 ASK_EVERY = 1.0
 SILENT_AFTER = 1.0
@@ -41,13 +52,16 @@ BOOT_LOADER = 2.5
 """Seconds for which a port that has said nothing is not written to. The opening may have reset an Arduino,
 whose boot loader then listens for a program; an old one takes any byte for a command."""
 REOPEN_AFTER = 3.0
-"""Seconds of silence after which the port is opened anew: a driver may have lost it."""
+"""Seconds of silence after which the port is opened anew, unless it is known to hang before that: a driver
+may have lost it."""
 START_DEADLINE = 15.0
 """The same where the panel has not yet spoken: a process for the pins takes a while on a slow box."""
 RETRY_AFTER = 0.25
 PERMANENT_AFTER = 3.0
 """Seconds after which an error counts as permanent: udev gives permissions some time after the device."""
 RETRY_PERMANENT_AFTER = 5.0
+CLOSE_DEADLINE = 5.0
+"""Seconds in which ``close`` returns, whatever a driver or a process does: more than any of our own waits."""
 TOO_OLD = 2.0
 """Seconds after which nobody wants a press any more."""
 MOST_EVENTS = 64
@@ -56,7 +70,6 @@ HELD_UP = 0.5
 what is then read may have waited for as long."""
 DIFFERS_AFTER = 1.0
 """Seconds for which the panel may show something else than was asked before this is told."""
-NO_AGE = 0xFFFF
 ON_THE_WAY = 0.03
 """Seconds that are added to every age, for its way to the lamps: they must be out of a verdict at 2 s."""
 
@@ -112,7 +125,7 @@ class PanelLink:
         self._wanted = _Wanted()
         self._events: deque[Pressed] = deque(maxlen=MOST_EVENTS)
         self._last_event: tuple[int, int] | None = None
-        self._state = LinkState("searching", f"{port.name}: not yet opened")
+        self._state = LinkState(SEARCHING, f"{port.name}: not yet opened")
         self._refused_since: float | None = None
         self._closed = threading.Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -140,11 +153,13 @@ class PanelLink:
         return [pressed for pressed in taken if time.monotonic() - pressed.at <= TOO_OLD]
 
     def close(self) -> None:
-        """End the link; the panel then shows that there is none."""
+        """End the link; the panel then shows that there is none. A thread that a driver holds fast ends when
+        it is let go."""
         self._closed.set()
         os.eventfd_write(self._wake, 1)
-        self._thread.join()
-        os.close(self._wake)
+        self._thread.join(CLOSE_DEADLINE)
+        if not self._thread.is_alive():
+            os.close(self._wake)
 
     def _run(self) -> None:
         while not self._closed.is_set():
@@ -154,12 +169,17 @@ class PanelLink:
             except PanelError as error:
                 self._tell(LinkState(error.state, str(error)))
                 self._closed.wait(self._patience(error))
+            except Exception as error:  # noqa: BLE001 (a thread that ended would leave a link that tells nothing)
+                _log.exception("%s: the link is begun anew", self._port.name)
+                told = f"{self._port.name}: {type(error).__name__}: {error}"
+                self._tell(LinkState(REFUSED, " ".join(told.split())))
+                self._closed.wait(RETRY_PERMANENT_AFTER)
 
     def _patience(self, error: PanelError) -> float:
         """Seconds until the next try."""
         if not error.permanent:
             self._refused_since = None
-            return RETRY_AFTER
+            return 0.0 if isinstance(error, PanelSilentError) else RETRY_AFTER  # the silence was wait enough
         self._refused_since = self._refused_since or time.monotonic()
         lasting = time.monotonic() - self._refused_since > PERMANENT_AFTER
         return RETRY_PERMANENT_AFTER if lasting else RETRY_AFTER
@@ -190,7 +210,7 @@ class PanelLink:
 
     def _tell(self, state: LinkState) -> None:
         before = self._state
-        if state.name == "searching" and before.name in ("silent", "busy", "refused"):
+        if state.name == SEARCHING and before.name in (SILENT, BUSY, REFUSED):
             return  # another try; nothing is known to be better yet
         self._state = state
         if state.name != before.name:
@@ -216,7 +236,7 @@ class _Conversation:
         """Ask and beat, if it is time and the panel is heard. Raises PanelError."""
         at = self._looked_at = time.monotonic()
         silence = at - self._heard_at
-        if silence > (REOPEN_AFTER if self._heard else START_DEADLINE):
+        if silence > (min(REOPEN_AFTER, self.connection.hung_after) if self._heard else START_DEADLINE):
             raise PanelSilentError(f"{self._name}: nothing is heard from the panel; opened anew")
         if at < self.due:
             return
@@ -252,12 +272,12 @@ class _Conversation:
         silence = time.monotonic() - self._heard_at
         if self._hello is not None and self._other_version():
             what = f"the panel speaks version {self._hello.version}, not {VERSION}: sonoglance panel flash"
-            return LinkState("old-firmware", f"{self._name}: {what}", hello=self._hello)
+            return LinkState(OLD_FIRMWARE, f"{self._name}: {what}", hello=self._hello)
         if silence > (SILENT_AFTER if self._heard else BOOT_LOADER):
-            return LinkState("silent", f"{self._name}: nothing is heard from the panel")
+            return LinkState(SILENT, f"{self._name}: nothing is heard from the panel")
         if self._hello is None:
-            return LinkState("searching", f"{self._name}: open, listening")
-        return LinkState("linked", self._linked_detail(self._hello), self._status, self._hello)
+            return LinkState(SEARCHING, f"{self._name}: open, listening")
+        return LinkState(LINKED, self._linked_detail(self._hello), self._status, self._hello)
 
     def _linked_detail(self, hello: Hello) -> str:
         told = f"{self._name}: panel with firmware {hello.major}.{hello.minor}"

@@ -9,15 +9,18 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import termios
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -31,16 +34,35 @@ AUTO = "auto"
 """Instead of a port's path: whichever serial adapter a panel is heard on."""
 BY_ID = Path("/dev/serial/by-id")
 """Where udev names USB's serial adapters by maker and serial number."""
-LISTEN = 1.5
-"""Seconds to listen to ports that may not be ours: a panel speaks four times a second."""
+TTYS = Path("/sys/class/tty")
+"""Where the kernel tells what device a serial port belongs to."""
+VENDORS = frozenset(("2341", "2a03", "1a86", "0403", "10c4"))
+"""USB's numbers of those who make Arduinos (Arduino SA and its former other half) and the serial adapters on
+their clones (QinHeng's CH340, FTDI, Silicon Labs). ``auto`` opens nobody else's ports."""
+LISTEN = 3.0
+"""Seconds to listen to ports that may not be ours: the opening may have reset a board, whose boot loader
+keeps silent for up to 2.5; then a panel speaks four times a second."""
 LOOK_EVERY = 0.1
 """Seconds between two looks for new ports while listening."""
-FIRST_REST, LONGEST_REST = 0.2, 10.0
-"""Seconds for which a port that is not ours, as it seems, is let alone; twice as long every time. The first
-rest is short: the opening may have reset a board, whose boot loader keeps silent for as long as we listen."""
+TRIES = 3
+"""How often a port is listened to before it is let alone until it is plugged in anew; one on which a panel
+was heard is never given up."""
+FIRST_REST, LONGEST_REST = 0.2, 2.0
+"""Seconds between two tries of a port on ``auto``; twice as long every time."""
+STALLED_AFTER = 0.15
+"""Seconds for which something has been unsent, at every look, after which nothing more is sent: two
+heartbeats. The fifo of a USB adapter's driver would keep seconds of them, and no flush reaches it."""
+CLOSING_WAIT_AT, CLOSING_WAIT_NONE = 40, 65535
+"""Where in serial_struct (linux/serial.h) a close is told how long to wait for what is unsent, and not to."""
 READ_SIZE = 4096
 EXIT_DEADLINE = 1.0
-"""Seconds in which the pins' process ends by itself, its lamps dark, when its connection closes."""
+"""Seconds in which the pins' process ends by itself, its lamps dark, when its connection closes; and in which
+it ends when it is killed, unless the kernel keeps it."""
+GPIO_HUNG_AFTER = 1.0
+"""Seconds of silence after which the pins' process must hang. It then leaves a lamp as it was, so that it is
+killed at once: its successor puts it out."""
+FIRST_RESPAWN, LONGEST_RESPAWN = 0.25, 5.0
+"""Seconds after which a process that ended without a word is started anew; twice as long every time."""
 
 _REASONS = {
     errno.ENOENT: (PanelMissingError, "not there; plug the panel in"),
@@ -62,6 +84,8 @@ class Connection(Protocol):
 
     name: str
     """Where it was found: a path, or ``gpio``."""
+    hung_after: float
+    """Seconds of silence after its first word after which it must hang; infinite where it may be the line."""
 
     def fileno(self) -> int:
         """For select and poll."""
@@ -89,52 +113,60 @@ class Port(Protocol):
 class SerialPort:
     """A serial port by its path, or ``auto``: whichever USB adapter a panel is heard on.
 
-    On ``auto`` nothing is written to a port before a panel was heard there: other people's devices live on
-    such ports, too. Opening a port resets an Arduino on it, if nobody has held it open before.
+    Other people's devices live on such ports, too. On ``auto`` only those of ``VENDORS`` are opened, nothing
+    is written before a panel was heard, and a port that is let go has its settings back. But opening a port
+    resets an Arduino on it, and what is heard there is lost to a program that shares it: hence ``TRIES``.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._rests: dict[_Adapter, tuple[float, float]] = {}
+        self._records: dict[_Adapter, _Record] = {}
 
     def open(self) -> Connection:
-        """The port, for us alone. Raises PanelError."""
+        """The port, for us alone. Raises PanelError; on ``auto`` after little more than ``LISTEN``."""
         return self._search() if self.name == AUTO else _SerialConnection(self.name)
 
     def _search(self) -> Connection:
+        until = time.monotonic() + LISTEN + LOOK_EVERY
         candidates: dict[_Adapter, _Candidate] = {}
         try:
             while True:
                 self._open_others(candidates)
                 for adapter, candidate in list(candidates.items()):
                     if candidate.is_panel():
-                        del candidates[adapter]
-                        self._rests.pop(adapter, None)
-                        return candidate.connection
+                        candidate.record.heard()
+                        return candidates.pop(adapter).connection
                     if time.monotonic() > candidate.until:
-                        candidates.pop(adapter).connection.close()
-                        _, rest = self._rests.get(adapter, (0.0, FIRST_REST))
-                        self._rests[adapter] = (time.monotonic() + rest, min(2 * rest, LONGEST_REST))
-                if not candidates:
-                    raise PanelMissingError(f"{AUTO}: {_nobody(len(_adapters()))}")
-                select.select([candidate.connection for candidate in candidates.values()], [], [], LOOK_EVERY)
+                        candidates.pop(adapter).connection.let_go()
+                        candidate.record.not_heard()
+                if not candidates or time.monotonic() > until:
+                    raise self._why_none()
+                poll = select.poll()
+                for candidate in candidates.values():
+                    poll.register(candidate.connection, select.POLLIN)
+                poll.poll(1e3 * LOOK_EVERY)
         finally:
             for candidate in candidates.values():
-                candidate.connection.close()
+                candidate.connection.let_go()
 
     def _open_others(self, candidates: dict[_Adapter, _Candidate]) -> None:
-        """Open the adapters that are neither open nor at rest. Raises PanelError where it is the only one."""
-        present = _adapters()
-        self._rests = {adapter: rest for adapter, rest in self._rests.items() if adapter in present}
-        for adapter in present:
-            until, _ = self._rests.get(adapter, (0.0, FIRST_REST))
-            if adapter in candidates or time.monotonic() < until:
-                continue
-            try:
-                candidates[adapter] = _Candidate(adapter.path)
-            except PanelError:
-                if len(present) == 1:
-                    raise
+        """Open the adapters that are neither open nor let alone."""
+        self._records = {adapter: self._records.get(adapter, _Record()) for adapter in _adapters()}
+        for adapter, record in self._records.items():
+            if adapter not in candidates and record.is_due():
+                try:
+                    candidates[adapter] = _Candidate(adapter.path, record)
+                except PanelError as error:
+                    record.not_opened(error)
+
+    def _why_none(self) -> PanelError:
+        errors = [record.error for record in self._records.values() if record.error is not None]
+        if errors:
+            return type(errors[-1])(str(errors[-1]))
+        if not self._records:
+            return PanelMissingError(f"{AUTO}: no Arduino or serial adapter of its kind is there; plug it in")
+        heard_on = f"none of the serial adapters ({len(self._records)}) is a panel"
+        return PanelMissingError(f"{AUTO}: {heard_on}; plug it in, anew if it is in")
 
 
 class _Adapter(NamedTuple):
@@ -144,25 +176,64 @@ class _Adapter(NamedTuple):
     plugged: int
 
 
+@dataclass
+class _Record:
+    """What came of the tries of an adapter. ``error``: why it could not be opened, the last time."""
+
+    error: PanelError | None = None
+    _is_panel: bool = False
+    _in_vain: int = 0
+    _rest: float = FIRST_REST
+    _until: float = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time for another try."""
+        return time.monotonic() >= self._until and (self._is_panel or self._in_vain < TRIES)
+
+    def heard(self) -> None:
+        self._is_panel, self.error = True, None
+        self._rest, self._until = FIRST_REST, 0.0
+
+    def not_heard(self) -> None:
+        self.error = None
+        self._in_vain += 1
+        self._let_alone()
+
+    def not_opened(self, error: PanelError) -> None:
+        self.error = error
+        self._let_alone()
+
+    def _let_alone(self) -> None:
+        self._until = time.monotonic() + self._rest
+        self._rest = min(2 * self._rest, LONGEST_REST)
+
+
 def _adapters() -> list[_Adapter]:
+    """Those that may be a panel's."""
     found = []
-    for path in sorted(BY_ID.glob("*")):
-        with contextlib.suppress(FileNotFoundError):  # it was pulled meanwhile
-            found.append(_Adapter(str(path), path.lstat().st_ctime_ns))
+    with contextlib.suppress(FileNotFoundError):  # udev takes the folder away with the last of them
+        for path in sorted(BY_ID.glob("*")):
+            with contextlib.suppress(FileNotFoundError):  # it was pulled meanwhile
+                if _vendor(path) in VENDORS:
+                    found.append(_Adapter(str(path), path.lstat().st_ctime_ns))
     return found
 
 
-def _nobody(count: int) -> str:
-    if not count:
-        return "no serial adapter is there; plug the panel in"
-    return f"none of the serial adapters ({count}) is a panel; plug it in"
+def _vendor(path: Path) -> str | None:
+    """USB's number of who made it, in hexadecimal; None where that is not to be had."""
+    device = (TTYS / path.resolve().name / "device").resolve()
+    for folder in (device, *device.parents):
+        with contextlib.suppress(OSError):
+            return (folder / "idVendor").read_text().strip()
+    return None
 
 
 class _Candidate:
     """A port that is listened to until it is known to be a panel's."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, record: _Record) -> None:
         """Raises PanelError."""
+        self.record = record
         self.connection = _SerialConnection(path)
         self.until = time.monotonic() + LISTEN
         self._frames = FrameReader()
@@ -175,11 +246,33 @@ class _Candidate:
             return False
 
 
+class _Line:
+    """The way out of a descriptor: does it move?"""
+
+    def __init__(self) -> None:
+        self._moved_at = time.monotonic()
+
+    def stands(self, descriptor: int) -> bool:
+        """Whether what was sent before has been unsent for long. Raises OSError."""
+        at = time.monotonic()
+        # On a socket (unix(7): SIOCOUTQ is the same number) what the other end has not read.
+        (unsent,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
+        if not unsent:
+            self._moved_at = at
+        return at - self._moved_at > STALLED_AFTER
+
+
 class _SerialConnection:
+    hung_after = math.inf
+
     def __init__(self, name: str) -> None:
         self.name = name
+        self._line = _Line()
         try:
-            self._serial = serial.Serial(name, BAUD, exclusive=True)
+            # Kept open until it is open again: between two openings the line DTR may fall.
+            with os.fdopen(os.open(name, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK), "rb", 0) as first:
+                self._found = termios.tcgetattr(first)
+                self._serial = serial.Serial(name, BAUD, exclusive=True)
         except (OSError, termios.error) as error:
             raise _reason(name, error) from error
         try:
@@ -215,6 +308,8 @@ class _SerialConnection:
 
     def write(self, frame: bytes) -> None:
         try:
+            if self._line.stands(self.fileno()):
+                return
             taken = os.write(self.fileno(), frame)
         except BlockingIOError:
             taken = 0
@@ -223,9 +318,21 @@ class _SerialConnection:
         if taken < len(frame):
             self._drop_unsent()
 
+    def let_go(self) -> None:
+        """Close it and leave it as it was found; nothing was written."""
+        with contextlib.suppress(OSError, termios.error):  # it is gone
+            termios.tcsetattr(self._serial, termios.TCSANOW, self._found)
+            fcntl.ioctl(self._serial, termios.TIOCNXCL)
+        self._serial.close()
+
     def close(self) -> None:
         # A close waits for what is unsent, for half a minute where an adapter hangs.
         self._drop_unsent()
+        with contextlib.suppress(OSError):  # only root may, and not every port can
+            driver = bytearray(128)
+            fcntl.ioctl(self._serial, termios.TIOCGSERIAL, driver)
+            struct.pack_into("H", driver, CLOSING_WAIT_AT, CLOSING_WAIT_NONE)
+            fcntl.ioctl(self._serial, termios.TIOCSSERIAL, driver)
         self._serial.close()
 
     def _drop_unsent(self) -> None:
@@ -253,19 +360,35 @@ class GpioPort:
 
     def __init__(self, pins: GpioPins) -> None:
         self._pins = pins
+        self._failure: PanelError | None = None
+        self._rest, self._again_at = FIRST_RESPAWN, 0.0
 
     def open(self) -> Connection:
-        """Start the process. Raises PanelError where the system gives none."""
+        """Start the process. Raises PanelError where the system gives none; and where the last one ended
+        without a word not long ago."""
+        if self._failure is not None and time.monotonic() < self._again_at:
+            raise type(self._failure)(str(self._failure))
         try:
-            return _GpioConnection(self._pins)
+            return _GpioConnection(self._pins, self._ended)
         except OSError as error:
             raise PanelMissingError(f"gpio: no process can be started ({error})") from error
+
+    def _ended(self, failure: PanelError, spoke: bool) -> None:
+        if spoke:
+            self._failure, self._rest = None, FIRST_RESPAWN
+            return
+        self._failure, self._again_at = failure, time.monotonic() + self._rest
+        self._rest = min(2 * self._rest, LONGEST_RESPAWN)
 
 
 class _GpioConnection:
     name = GpioPort.name
+    hung_after = GPIO_HUNG_AFTER
 
-    def __init__(self, pins: GpioPins) -> None:
+    def __init__(self, pins: GpioPins, ended: Callable[[PanelError, bool], None]) -> None:
+        self._ended = ended
+        self._heard_at: float | None = None
+        self._line = _Line()
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
@@ -293,27 +416,40 @@ class _GpioConnection:
             raise self._ending() from error
         if not received:
             raise self._ending()
+        self._heard_at = time.monotonic()
         return received
 
     def write(self, frame: bytes) -> None:
         try:
-            self._ours.send(frame)
+            if not self._line.stands(self.fileno()):
+                self._ours.send(frame)
         except BlockingIOError:
             return
         except OSError as error:
             raise self._ending() from error
 
     def close(self) -> None:
+        if self._hangs():
+            self._process.kill()
         self._ours.close()
         self._await_end()
         self._said.close()
 
-    def _await_end(self) -> int:
-        try:
-            return self._process.wait(EXIT_DEADLINE)
-        except subprocess.TimeoutExpired:
+    def _hangs(self) -> bool:
+        """Whether it has said nothing for long; not so where it did, and only we stood still."""
+        if self._heard_at is None or time.monotonic() - self._heard_at < GPIO_HUNG_AFTER:
+            return False
+        poll = select.poll()
+        poll.register(self._ours, select.POLLIN)
+        return not poll.poll(0)
+
+    def _await_end(self) -> int | None:
+        """Its exit code; None where even a kill does not end it, as long as the kernel waits for the pins."""
+        for _ in range(2):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(EXIT_DEADLINE)
             self._process.kill()
-            return self._process.wait()
+        return None
 
     def _ending(self) -> PanelError:
         """Why the process ended, by its last line."""
@@ -322,4 +458,7 @@ class _GpioConnection:
         said = self._said.read().decode(errors="replace").strip().splitlines()
         why = said[-1] if said else f"its process ended (code {code})"
         kinds = {EXIT_NO_GPIO: PanelRefusedError, EXIT_BUSY: PanelBusyError}
-        return kinds.get(code, PanelMissingError)(f"gpio: {why}")
+        kind = PanelMissingError if code is None else kinds.get(code, PanelMissingError)
+        failure = kind(f"gpio: {why}")
+        self._ended(failure, self._heard_at is not None)
+        return failure

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from firmware_bridge.link import LinkState, PanelLink, words
+from firmware_bridge.link import LINKED, LinkState, PanelLink, words
 from firmware_bridge.wire import Button, Capability, Kind, Shown, Status
 
 LINK_DEADLINE = 10.0
@@ -82,7 +82,7 @@ class SelfTest:
             yield from map(self._pressed, Button)
             if Capability.DIAL in has:
                 yield self._turned()
-        yield self._line(first.refused)
+        yield self._line(first)
 
     def _follows(self) -> Iterator[Result]:
         for asked in LOOKS:
@@ -130,11 +130,13 @@ class SelfTest:
         turned = self._until(done, PERSON_DEADLINE)
         return Result("dial", turned, f"from {min(dials)} to {max(dials)} of 255" if dials else "not heard")
 
-    def _line(self, refused_before: int) -> Result:
+    def _line(self, first: Status) -> Result:
         state = self._link.state
         if state.status is None:
             return Result("line", False, state.detail)
-        damaged = state.status.refused - refused_before
+        if state.status.boot != first.boot:
+            return Result("line", False, "the panel was reset during the test: check its supply and cable")
+        damaged = state.status.refused - first.refused
         return Result(
             "line", damaged == 0, f"{damaged} damaged frames" + (": check the cable" if damaged else "")
         )
@@ -164,11 +166,12 @@ class SelfTest:
         finally:
             ended.set()
             reading.join()
+            self._link.show(Shown.NO_READING, next(self._readings), None)
 
 
 def _settled(state: LinkState) -> bool:
     """Whether it is linked, and has run for long enough to know its buttons, dial and battery."""
-    return state.name == "linked" and state.status is not None and state.status.uptime_s >= 1
+    return state.name == LINKED and state.status is not None and state.status.uptime_s >= 1
 
 
 def _parts(has: Capability) -> Result:

@@ -17,6 +17,8 @@ VERSION = 1
 """Of the protocol; a panel obeys no other."""
 BAUD = 57600
 """0.8 % off at the panel's 16 MHz, where 115200 would be 2.1 % off."""
+NO_AGE = 0xFFFF
+"""As a reading's age: there is none, or it is older than can be said."""
 LONGEST = 32
 """Bytes of an encoded frame without its closing zero."""
 

@@ -27,13 +27,29 @@ static volatile uint8_t ticks;
 static uint8_t reset_cause __attribute__((section(".noinit")));
 
 /* After a watchdog reset the watchdog is still running, with its shortest time (data sheet, section 10.9.2):
-   it must be stopped before memory is cleared, and cannot be while MCUSR says that it has struck. */
+   it must be stopped before memory is cleared, and cannot be while MCUSR says that it has struck. GPIOR0 is 0
+   after a reset, unless a boot loader keeps MCUSR there. */
 void before_main(void) __attribute__((naked, used, section(".init3")));
 void before_main(void)
 {
-    reset_cause = MCUSR;
+    reset_cause = MCUSR | GPIOR0;
     MCUSR = 0;
+    GPIOR0 = 0;
     wdt_disable();
+}
+
+/* An old boot loader does not know of that watchdog and is struck down by it again and again, until somebody
+   cuts the power. So the first time-out does not reset: dark, the program begins anew without the boot loader.
+   A second, where interrupts are off, resets. */
+ISR(WDT_vect)
+{
+    PORTB = 0;
+    PORTD = 0;
+    DDRB = 0;
+    DDRD = 0;
+    wdt_disable();
+    GPIOR0 = _BV(WDRF);
+    __asm__ volatile("jmp 0");
 }
 
 static void start_pins(void)
@@ -83,7 +99,8 @@ void board_start(void)
     start_converter();
     start_serial();
     set_sleep_mode(SLEEP_MODE_IDLE);
-    wdt_enable(WDTO_250MS);
+    wdt_enable(WDTO_120MS);
+    WDTCSR |= _BV(WDIE);
     sei();
 }
 

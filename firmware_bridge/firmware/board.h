@@ -9,10 +9,10 @@
 
 enum { BOARD_NOTHING = -1, BOARD_DAMAGE = 256 };
 
-/* Sets up pins, timers, converter, serial line and the 250 ms watchdog, and begins. */
+/* Sets up pins, timers, converter, serial line and the watchdog, and begins. */
 void board_start(void);
 
-/* What MCUSR held at the start. */
+/* Why it started: bits of MCUSR. */
 uint8_t board_reset_cause(void);
 
 /* Counts the starts in the EEPROM: another number at every one. */
@@ -38,7 +38,8 @@ uint16_t board_sample(enum channel next);
 /* lit: bits of enum lamp. brightness: of 255. tone: Hz, 0 for silence, else 245 or more. */
 void board_show(uint8_t lit, uint8_t brightness, uint16_t tone, bool linked);
 
-/* Must be called every 250 ms, or the panel starts anew. */
+/* Must be called every 125 ms, or the panel starts anew: at once, or where interrupts are off, after as long
+   again. */
 void board_alive(void);
 
 /* Sleeps until an interrupt, unless there is something to do. */

@@ -14,7 +14,7 @@ static void drop_first(struct events *events)
 bool events_add(struct events *events, uint8_t button, uint8_t kind)
 {
     if (events->count == EVENTS_WAITING) {
-        events->overflowed = true;
+        events->lost_told = EVENTS_LOST_MS;
         return false;
     }
     events->waiting[events->count++] = (struct event){.button = button, .kind = kind};
@@ -25,6 +25,8 @@ bool events_tick(struct events *events)
 {
     if (events->since_sent < EVENT_REPEAT_MS)
         events->since_sent++;
+    if (events->lost_told > 0)
+        events->lost_told--;
     for (uint8_t i = 0; i < events->count; i++)
         events->waiting[i].age++;
     bool dropped = false;
@@ -47,10 +49,11 @@ void events_sent(struct events *events)
     events->since_sent = 0;
 }
 
-bool events_got(struct events *events, uint8_t number)
+uint8_t events_got(struct events *events, uint8_t number)
 {
     if (events->count == 0 || !events->sent || events->number != number)
-        return false;
+        return 0;
+    const uint8_t kind = events->waiting[0].kind;
     drop_first(events);
-    return true;
+    return kind;
 }

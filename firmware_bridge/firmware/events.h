@@ -9,6 +9,7 @@ enum {
     EVENTS_WAITING = 8,
     EVENT_REPEAT_MS = 50,
     EVENT_OLD_MS = 2000,
+    EVENTS_LOST_MS = 10000, /* for which a loss is told */
 };
 
 struct event {
@@ -24,7 +25,7 @@ struct events {
     uint8_t number; /* of the first that waits: counts a boot's events, modulo 256 */
     bool sent;
     uint8_t since_sent; /* ms */
-    bool overflowed;    /* some were lost because too many waited */
+    uint16_t lost_told; /* ms for which it is still to be told that some were lost: too many waited */
 };
 
 /* False where too many wait already: it is lost. */
@@ -39,7 +40,7 @@ const struct event *events_due(const struct events *events);
 /* It was sent. */
 void events_sent(struct events *events);
 
-/* The box has the event of this number. True when that is the one that waited for it. */
-bool events_got(struct events *events, uint8_t number);
+/* The box has the event of this number. Its kind when that is the one that waited for it, else 0. */
+uint8_t events_got(struct events *events, uint8_t number);
 
 #endif

@@ -361,6 +361,9 @@ static void nine_waiting_are_too_many_and_that_is_told(void)
     wait_ms(250);
     const struct wire_frame status = said();
     CHECK(status.code == WIRE_STATUS && status.payload[13] == 2);
+    wait_ms(EVENTS_LOST_MS);
+    const struct wire_frame later = said();
+    CHECK(later.code == WIRE_STATUS && later.payload[13] == 0);
 }
 
 static void status_comes_four_times_a_second_and_at_once_on_a_change(void)
@@ -485,7 +488,24 @@ static void an_event_got_ticks_and_a_dropped_one_sounds_low(void)
     said_event();
     got(BOOT, 0);
     CHECK(beeps(200, &tick) == 1);
+    got(BOOT, 0);
+    CHECK(beeps(200, &tick) == 0);
     closed = 0;
+    wait_ms(DEBOUNCE_MS);
+    CHECK(event_is(said_event(), 1, FREEZE, KIND_CLICK));
+    got(BOOT, 1);
+    CHECK(beeps(200, &tick) == 0);
+    closed = bit(FREEZE);
+    wait_ms(DEBOUNCE_MS);
+    said_event();
+    got(BOOT, 2);
+    wait_ms(LONG_MS);
+    CHECK(event_is(said_event(), 3, FREEZE, KIND_LONG));
+    got(BOOT, 3);
+    CHECK(beeps(200, &tick) == 1);
+    closed = 0;
+    wait_ms(DEBOUNCE_MS);
+    press_for(FREEZE, 20);
     CHECK(beeps(3000, &low) == 1);
     CHECK(low < tick / 2);
 }

@@ -30,6 +30,15 @@ static void obey(struct panel *panel, const uint8_t *payload)
     panel->quiet = payload[7];
 }
 
+static void got(struct panel *panel, const uint8_t *payload)
+{
+    if (wire_u16(payload) != panel->boot)
+        return;
+    const uint8_t kind = events_got(&panel->events, payload[2]);
+    if (kind == KIND_PRESS || kind == KIND_LONG) /* a click's press has ticked */
+        buzzer_say(&panel->buzzer, SOUND_TICK);
+}
+
 void panel_hear(struct panel *panel, uint8_t byte)
 {
     struct wire_frame frame;
@@ -39,9 +48,8 @@ void panel_hear(struct panel *panel, uint8_t byte)
         obey(panel, frame.payload);
     else if (frame.code == WIRE_ASK)
         panel->hello_due = true;
-    else if (frame.code == WIRE_GOT && wire_u16(frame.payload) == panel->boot &&
-             events_got(&panel->events, frame.payload[2]))
-        buzzer_say(&panel->buzzer, SOUND_TICK);
+    else if (frame.code == WIRE_GOT)
+        got(panel, frame.payload);
 }
 
 static void did(void *listener, uint8_t button, enum kind kind)
@@ -114,7 +122,7 @@ static void write_hello(const struct panel *panel, struct wire_frame *frame)
 static void write_status(const struct panel *panel, struct wire_frame *frame)
 {
     const uint8_t muted = panel->muted ? FLAG_MUTED : 0;
-    const uint8_t flags = panel->events.overflowed ? muted | FLAG_EVENTS_LOST : muted;
+    const uint8_t flags = panel->events.lost_told > 0 ? muted | FLAG_EVENTS_LOST : muted;
     frame->code = WIRE_STATUS;
     wire_add_u16(frame, panel->boot);
     wire_add_u16(frame, panel->uptime_s);

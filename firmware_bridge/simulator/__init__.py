@@ -177,9 +177,10 @@ class SimulatedPanel:
         """As by the reset pin."""
         self._ask("reset")
 
-    def hang(self) -> None:
-        """Let the firmware hang with interrupts off, until its watchdog or a reset ends that."""
-        self._ask("hang")
+    def hang(self, interrupts: bool = False) -> None:
+        """Let the firmware hang until its watchdog or a reset ends that; ``interrupts``: with interrupts on,
+        as in an endless loop, else off."""
+        self._ask(f"hang {int(interrupts)}")
 
     def unplug(self) -> None:
         """Pull the cable: the port is gone, the microcontroller without power."""

@@ -132,8 +132,8 @@ static const char *obey(const char *command) {
         part_reset();
         return "ok";
     }
-    if (strcmp(command, "hang") == 0) {
-        part_hang();
+    if (sscanf(command, "hang %d", &value) == 1) {
+        part_hang(value);
         return "ok";
     }
     return "error unknown command";

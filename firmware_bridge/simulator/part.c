@@ -4,6 +4,7 @@
 #include <simavr/avr_ioport.h>
 #include <simavr/avr_timer.h>
 #include <simavr/avr_uart.h>
+#include <simavr/avr_watchdog.h>
 #include <simavr/sim_avr.h>
 #include <simavr/sim_elf.h>
 #include <simavr/sim_hex.h>
@@ -23,6 +24,7 @@ enum {
     UBRR0L = 0xC4,
     UBRR0H = 0xC5,
     RAM_START = 0x100,
+    NOWHERE = 0xFFFFFF,
 };
 enum { U2X0 = 1, RXEN0 = 4, COMA = 6, CLOCK_SELECT = 7 };
 enum { D9_OC1A = 9, D11_OC2A = 11 };
@@ -40,6 +42,7 @@ static struct port {
 
 static avr_t *avr;
 static avr_uart_t *uart;
+static avr_watchdog_t *watchdog;
 static struct part_hooks hooks;
 static void (*core_reset)(avr_t *);
 static bool powered, was_reset;
@@ -48,6 +51,10 @@ static uint64_t seen_ports;
 static uint16_t seen_timer;
 static uint8_t received[2];
 static int held;
+static struct {
+    avr_flashaddr_t pc;
+    uint16_t stack;
+} loop; /* where the program hangs */
 
 static void log_errors(avr_t *part, const int level, const char *format, va_list arguments) {
     (void)part;
@@ -99,6 +106,23 @@ static void receiver_empty(struct avr_irq_t *irq, uint32_t value, void *unused) 
     hand_over();
 }
 
+/* An interrupt of the watchdog that is not served until its next time-out becomes a reset (datasheet 10.9.2).
+   simavr would let it wait for ever. */
+static avr_cycle_count_t not_served(avr_t *part, avr_cycle_count_t when, void *unused) {
+    (void)when;
+    (void)unused;
+    if (avr_is_interrupt_pending(part, &watchdog->watchdog))
+        avr_regbit_clear(part, watchdog->watchdog.enable);
+    return 0;
+}
+
+static void watchdog_struck(struct avr_irq_t *irq, uint32_t pending, void *unused) {
+    (void)irq;
+    (void)unused;
+    if (pending)
+        avr_cycle_timer_register(avr, watchdog->cycle_count - 1, not_served, NULL);
+}
+
 static bool ends_with(const char *name, const char *ending) {
     size_t length = strlen(name), end = strlen(ending);
     return length >= end && strcmp(name + length - end, ending) == 0;
@@ -147,9 +171,13 @@ bool part_load(const char *firmware, struct part_hooks asked) {
     avr->sleep = sleep_without_waiting;
     core_reset = avr->reset;
     avr->reset = note_reset;
-    for (avr_io_t *io = avr->io_port; io != NULL; io = io->next)
+    for (avr_io_t *io = avr->io_port; io != NULL; io = io->next) {
         if (strcmp(io->kind, "uart") == 0)
             uart = (avr_uart_t *)io;
+        if (strcmp(io->kind, "watchdog") == 0)
+            watchdog = (avr_watchdog_t *)io;
+    }
+    avr_irq_register_notify(watchdog->watchdog.irq + AVR_INT_IRQ_PENDING, watchdog_struck, NULL);
     uint32_t no_tricks = 0; /* no sleeping while the program polls, no text output */
     avr_ioctl(avr, AVR_IOCTL_UART_SET_FLAGS('0'), &no_tricks);
     avr_irq_t *irq = avr_io_getirq(avr, AVR_IOCTL_UART_GETIRQ('0'), 0);
@@ -217,6 +245,27 @@ static void run_hung(avr_t *part) {
     part->cycle += 1 + avr_cycle_timer_process(part);
 }
 
+static uint16_t stack_pointer(void) {
+    return (uint16_t)(avr->data[R_SPL] | avr->data[R_SPH] << 8);
+}
+
+/* Stands where interrupts were first on, but for what they do, until the program begins anew. */
+static void run_looping(avr_t *part) {
+    if (loop.pc == NOWHERE && part->sreg[S_I]) {
+        loop.pc = part->pc;
+        loop.stack = stack_pointer();
+        part->state = cpu_Running;
+    }
+    if (part->pc == 0)
+        part->run = avr_callback_run_raw;
+    if (part->pc != loop.pc || stack_pointer() != loop.stack) {
+        avr_callback_run_raw(part);
+        return;
+    }
+    run_hung(part);
+    avr_service_interrupts(part);
+}
+
 /* simavr writes what a timer puts out into the port's latch, where the program would find it afterwards. */
 static void cut_off_timer(char timer, int pin) {
     avr_irq_t *output = avr_io_getirq(avr, AVR_IOCTL_TIMER_GETIRQ(timer), TIMER_IRQ_OUT_COMP);
@@ -254,8 +303,9 @@ void part_reset(void) {
     after_reset();
 }
 
-void part_hang(void) {
-    avr->run = run_hung;
+void part_hang(bool interrupts) {
+    loop.pc = NOWHERE;
+    avr->run = interrupts ? run_looping : run_hung;
 }
 
 uint64_t part_cycle(void) {
@@ -279,7 +329,7 @@ void part_run_until(uint64_t cycle) {
             const char *how = avr->state == cpu_Done ? "sleeps for ever" : "crashed";
             fprintf(stderr, "the firmware %s at %#x\n", how, avr->pc);
             avr->state = cpu_Running;
-            part_hang();
+            part_hang(false);
         }
         if (was_reset)
             after_reset();

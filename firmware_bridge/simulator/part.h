@@ -23,8 +23,9 @@ void part_power_on(uint64_t cycle);
 void part_power_off(uint64_t cycle);
 /* As the reset pin does it: the RAM stays. */
 void part_reset(void);
-/* The program hangs, with interrupts off: only the watchdog or a reset ends that. */
-void part_hang(void);
+/* The program hangs until the watchdog or a reset ends that. interrupts: it serves them meanwhile, as an endless
+   loop does; else they are off. */
+void part_hang(bool interrupts);
 
 /* Cycles since the part was made. */
 uint64_t part_cycle(void);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import threading
 import time
 import tty
@@ -31,13 +32,22 @@ PATIENCE = 20.0
 
 
 class PtyPanel:
-    """Plugged from its making on. ``received``: what came, and when. Set at will: ``silent`` (says nothing),
+    """Plugged from its making on. ``ttys``: the folder where it is said to be a USB device of ``vendor``, as
+    /sys/class/tty says it. ``received``: what came, and when. Set at will: ``silent`` (says nothing),
     ``deaf`` (does not take what comes), ``version``, ``shown`` (None: what it is asked), ``down``, and
     ``waiting`` (an event that is repeated until it is got)."""
 
-    def __init__(self, port: Path, version: int = VERSION, silent: bool = False) -> None:
+    def __init__(
+        self,
+        port: Path,
+        version: int = VERSION,
+        silent: bool = False,
+        ttys: Path | None = None,
+        vendor: str = "2341",
+    ) -> None:
         self.port, self.version, self.silent, self.deaf = port, version, silent, False
         self.shown: Shown | None = None
+        self._ttys, self._vendor = ttys, vendor
         self.down = 0
         self.received: list[tuple[Message, float]] = []
         self.raw = b""
@@ -61,12 +71,24 @@ class PtyPanel:
     def plug(self) -> None:
         self._master, slave = os.openpty()
         tty.setraw(slave)
-        self.port.symlink_to(os.ttyname(slave))
+        name = os.ttyname(slave)
         os.close(slave)
+        if self._ttys is not None:
+            self._enlist(self._ttys, Path(name).name)
+        self.port.symlink_to(name)
         os.set_blocking(self._master, False)
         self._frames = FrameReader()
         self._due = 0.0
         self._plugged.set()
+
+    def _enlist(self, ttys: Path, name: str) -> None:
+        device = ttys / f"usb-of-{name}"
+        shutil.rmtree(device, ignore_errors=True)  # of an earlier pty of this name
+        (device / "1-1:1.0").mkdir(parents=True)
+        (device / "idVendor").write_text(f"{self._vendor}\n")
+        (ttys / name).mkdir(exist_ok=True)
+        (ttys / name / "device").unlink(missing_ok=True)
+        (ttys / name / "device").symlink_to(device / "1-1:1.0")
 
     def unplug(self) -> None:
         if self._plugged.is_set():

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,8 @@ import serial
 
 from firmware_bridge import link as link_module
 from firmware_bridge import ports
-from firmware_bridge.gpio_panel import GpioPins
+from firmware_bridge.errors import PanelMissingError
+from firmware_bridge.gpio_panel import EXIT_BUSY, GpioPins
 from firmware_bridge.link import PanelLink, Pressed
 from firmware_bridge.ports import GpioPort, SerialPort
 from firmware_bridge.simulator import BUTTONS, SimulatedPanel
@@ -351,6 +356,53 @@ def test_a_press_made_while_the_box_stood_still_is_not_taken_for_a_new_one(panel
         process.kill()
 
 
+def test_a_mistake_of_our_own_is_told_and_the_link_begun_anew(
+    panel: PtyPanel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(link_module, "RETRY_PERMANENT_AFTER", 0.5)
+    mistakes = [ValueError("twice\nover"), MemoryError()]
+
+    class Mistaken(SerialPort):
+        def open(self) -> ports.Connection:
+            if mistakes:
+                raise mistakes.pop()
+            return super().open()
+
+    def wake() -> None:
+        if not woken.is_set():
+            woken.set()
+            raise RuntimeError("nobody is in")
+
+    woken = threading.Event()
+    with closing(PanelLink(Mistaken(str(panel.port)), wake)) as link:
+        named(link, "refused")
+        until(lambda: "ValueError: twice over" in link.state.detail)
+        named(link, "linked")
+        panel.press(Button.NEXT)
+        assert woken.wait(PATIENCE)
+        named(link, "refused")
+        named(link, "linked")
+        panel.press(Button.BACK)
+        until(lambda: panel.waiting is None)
+        assert [pressed.button for pressed in link.events()][-1] == Button.BACK
+    assert caplog.text.count("Traceback") == 3
+
+
+def test_what_an_adapter_does_not_take_is_not_kept_for_it(panel: PtyPanel) -> None:
+    # A pty never tells of what is unsent, as an adapter does; the kernel's socket tells it by the same call.
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    connection = SerialPort(str(panel.port)).open()
+    line, connection._serial = connection._serial, ours  # type: ignore[attr-defined]
+    with line, ours, theirs:
+        for number in range(12):
+            connection.write(encode(Show(Shown.NORMAL, number, 0), 0))
+            time.sleep(link_module.HEARTBEAT)
+        assert theirs.recv(4096).count(b"\0") <= 3
+        connection.write(encode(Show(Shown.NORMAL, 12, 0), 0))
+        assert theirs.recv(4096).count(b"\0") == 1, "it moves again"
+
+
 class TestAuto:
     @pytest.fixture
     def by_id(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -359,15 +411,35 @@ class TestAuto:
         monkeypatch.setattr(ports, "BY_ID", folder)
         return folder
 
+    @pytest.fixture
+    def ttys(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "class-tty"
+        folder.mkdir()
+        monkeypatch.setattr(ports, "TTYS", folder)
+        return folder
+
+    @pytest.fixture
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Every port that is opened, again and again."""
+        names: list[str] = []
+
+        class Counting(ports._SerialConnection):
+            def __init__(self, name: str) -> None:
+                names.append(name)
+                super().__init__(name)
+
+        monkeypatch.setattr(ports, "_SerialConnection", Counting)
+        return names
+
     def test_nothing_plugged_in_is_missing(self, by_id: Path) -> None:
         with closing(PanelLink(SerialPort("auto"))) as link:
             named(link, "missing")
 
-    def test_the_panel_is_found_among_others_which_are_not_written_to(self, by_id: Path) -> None:
+    def test_the_panel_is_found_among_others_which_are_not_written_to(self, by_id: Path, ttys: Path) -> None:
         with (
-            PtyPanel(by_id / "usb-Aaa_scale", silent=True) as scale,
-            PtyPanel(by_id / "usb-Mmm_gps", silent=True) as gps,
-            PtyPanel(by_id / "usb-Zzz_panel") as panel,
+            PtyPanel(by_id / "usb-Aaa_scale", silent=True, ttys=ttys) as scale,
+            PtyPanel(by_id / "usb-Mmm_gps", silent=True, ttys=ttys) as gps,
+            PtyPanel(by_id / "usb-Zzz_panel", ttys=ttys) as panel,
             closing(PanelLink(SerialPort("auto"))) as link,
         ):
             gps.babble(b"$GPGGA,123519,4807.038,N*47\r\n" * 3)
@@ -380,43 +452,140 @@ class TestAuto:
             assert scale.raw == gps.raw == b""
 
     def test_a_panel_plugged_in_while_others_are_listened_to_is_found_at_once(
-        self, by_id: Path, monkeypatch: pytest.MonkeyPatch
+        self, by_id: Path, ttys: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(ports, "LISTEN", 2 * SOON)
-        with PtyPanel(by_id / "usb-Aaa_scale", silent=True), closing(PanelLink(SerialPort("auto"))) as link:
+        monkeypatch.setattr(link_module, "CLOSE_DEADLINE", 0.1)
+        scale = PtyPanel(by_id / "usb-Aaa_scale", silent=True, ttys=ttys)
+        with scale, closing(PanelLink(SerialPort("auto"))) as link:
             time.sleep(0.3)
-            with PtyPanel(by_id / "usb-Zzz_panel"):
+            with PtyPanel(by_id / "usb-Zzz_panel", ttys=ttys):
                 assert named(link, "linked") < SOON
 
-    def test_ports_that_are_not_ours_are_let_alone_for_longer_and_longer(
-        self, by_id: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(ports, "LISTEN", 0.05)
-        opened: list[str] = []
-
-        class Counting(ports._SerialConnection):
-            def __init__(self, name: str) -> None:
-                opened.append(name)
-                super().__init__(name)
-
-        monkeypatch.setattr(ports, "_SerialConnection", Counting)
-        with PtyPanel(by_id / "usb-scale", silent=True), closing(PanelLink(SerialPort("auto"))):
-            time.sleep(2.0)
-        assert 2 <= len(opened) <= 4
-
-    def test_the_only_port_being_busy_is_told(self, by_id: Path) -> None:
+    def test_other_makers_devices_are_never_opened(self, by_id: Path, ttys: Path, opened: list[str]) -> None:
         with (
-            PtyPanel(by_id / "usb-panel") as panel,
-            serial.Serial(str(panel.port), exclusive=True),
+            PtyPanel(by_id / "usb-u-blox_gps", ttys=ttys, vendor="1546"),
+            PtyPanel(by_id / "usb-of-no-bus"),
             closing(PanelLink(SerialPort("auto"))) as link,
         ):
+            named(link, "missing")
+            time.sleep(1.0)
+            assert "no Arduino" in link.state.detail
+        assert opened == []
+
+    def test_a_port_that_is_not_ours_is_given_up_until_it_is_plugged_in_anew(
+        self, by_id: Path, ttys: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ports, "LISTEN", 0.1)
+        monkeypatch.setattr(ports, "FIRST_REST", 0.05)
+        scale = PtyPanel(by_id / "usb-scale", silent=True, ttys=ttys)
+        with scale, closing(PanelLink(SerialPort("auto"))) as link:
+            until(lambda: len(opened) == ports.TRIES)
+            time.sleep(1.0)
+            assert len(opened) == ports.TRIES
+            assert "anew" in link.state.detail
+            scale.unplug()
+            until(lambda: "no Arduino" in link.state.detail)
+            scale.silent = False
+            scale.plug()
+            named(link, "linked")
+
+    def test_a_port_that_was_a_panels_is_never_given_up(
+        self, by_id: Path, ttys: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, seconds in (("LISTEN", 0.1), ("FIRST_REST", 0.05), ("LONGEST_REST", 0.05)):
+            monkeypatch.setattr(ports, name, seconds)
+        monkeypatch.setattr(link_module, "REOPEN_AFTER", 0.5)
+        panel = PtyPanel(by_id / "usb-panel", ttys=ttys)
+        with panel, closing(PanelLink(SerialPort("auto"))) as link:
+            named(link, "linked")
+            panel.silent = True
+            until(lambda: len(opened) > ports.TRIES + 2)
+            panel.silent = False
+            named(link, "linked")
+
+    def test_a_port_that_is_let_go_has_its_settings_back(
+        self, by_id: Path, ttys: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ports, "LISTEN", 0.2)
+        with PtyPanel(by_id / "usb-scale", silent=True, ttys=ttys) as scale:
+            other = os.open(scale.port, os.O_RDWR | os.O_NOCTTY)
+            settings = termios.tcgetattr(other)
+            settings[2] |= termios.HUPCL
+            settings[4] = settings[5] = termios.B9600
+            termios.tcsetattr(other, termios.TCSANOW, settings)
+            settings = termios.tcgetattr(other)
+            with pytest.raises(PanelMissingError):
+                SerialPort("auto").open()
+            assert opened
+            assert termios.tcgetattr(other) == settings
+            os.close(other)
+
+    @pytest.mark.parametrize("others", [[], ["busy"], ["silent"]])
+    def test_a_port_being_busy_is_told(
+        self, by_id: Path, ttys: Path, others: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ports, "LISTEN", 0.2)
+        with ExitStack() as stack:
+            for number, how in enumerate(["busy", *others]):
+                device = PtyPanel(by_id / f"usb-{number}", silent=how == "silent", ttys=ttys)
+                stack.enter_context(device)
+                if how == "busy":
+                    stack.enter_context(serial.Serial(str(device.port), exclusive=True))
+            link = stack.enter_context(closing(PanelLink(SerialPort("auto"))))
             named(link, "busy")
+            assert "another program" in link.state.detail
+
+    def test_a_search_ends_though_there_are_always_others_to_listen_to(
+        self, by_id: Path, ttys: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ports, "LISTEN", 0.5)
+        with ExitStack() as stack:
+            ended = threading.Event()
+
+            def plug() -> None:
+                for number in range(40):
+                    if not ended.wait(0.2):
+                        device = PtyPanel(by_id / f"usb-{number}", silent=True, ttys=ttys)
+                        stack.enter_context(device)
+
+            plugging = threading.Thread(target=plug)
+            plugging.start()
+            until(lambda: bool(list(by_id.iterdir())))
+            begun = time.monotonic()
+            with pytest.raises(PanelMissingError):
+                SerialPort("auto").open()
+            took = time.monotonic() - begun
+            ended.set()
+            plugging.join()
+        assert took < 4.0
+
+    def test_the_folder_of_names_may_vanish_at_any_moment(self, by_id: Path) -> None:
+        # As udev removes it with the last adapter.
+        code = "import os, sys\nwhile True:\n    os.rmdir(sys.argv[1])\n    os.mkdir(sys.argv[1])"
+        with subprocess.Popen([sys.executable, "-c", code, by_id]) as process:
+            try:
+                enough = time.monotonic() + 1.5
+                while time.monotonic() < enough:
+                    assert ports._adapters() == []
+            finally:
+                process.kill()
+
+    def test_it_may_be_one_descriptor_of_very_many(
+        self, by_id: Path, ttys: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ports, "LISTEN", 1.0)
+        with ExitStack() as stack:
+            stack.enter_context(PtyPanel(by_id / "usb-scale", silent=True, ttys=ttys))
+            for _ in range(1100):
+                stack.callback(os.close, os.open("/dev/null", os.O_RDONLY))
+            link = stack.enter_context(closing(PanelLink(SerialPort("auto"))))
+            time.sleep(0.5)
+            assert link.state.name == "searching", link.state
 
 
 def test_the_port_keeps_its_line_up_when_it_is_closed(panel: PtyPanel) -> None:
     # On a real adapter HUPCL drops DTR at the close, which resets an Arduino at the next opening.
-    import termios
-
     connection = SerialPort(str(panel.port)).open()
     assert not termios.tcgetattr(connection.fileno())[2] & termios.HUPCL
     connection.close()
@@ -431,6 +600,24 @@ def test_closing_is_quick_whatever_the_state(tmp_path: Path) -> None:
         link.close()
         assert time.monotonic() - begun < SOON
         link.show(Shown.NORMAL, 1, None)
+
+
+def test_closing_waits_for_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "CLOSE_DEADLINE", 0.2)
+    held, let_go = threading.Event(), threading.Event()
+
+    class Held(SerialPort):
+        def open(self) -> ports.Connection:
+            held.set()
+            let_go.wait()
+            return super().open()
+
+    link = PanelLink(Held("nowhere"))
+    held.wait()
+    begun = time.monotonic()
+    link.close()
+    assert time.monotonic() - begun < SOON
+    let_go.set()
 
 
 class TestTheRealFirmware:
@@ -523,15 +710,57 @@ class TestGpio:
             assert named(link, "linked") < SOON
             assert processes() != [first]
 
-    def test_a_process_that_hangs_is_ended_and_started_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(link_module, "REOPEN_AFTER", 1.2)
+    def test_a_process_that_hangs_is_killed_without_waiting_and_started_anew(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(link_module, "REOPEN_AFTER", PATIENCE)
+        monkeypatch.setattr(ports, "EXIT_DEADLINE", PATIENCE)
         with closing(PanelLink(GpioPort(GpioPins()))) as link:
             named(link, "linked")
             (first,) = processes()
             os.kill(first, signal.SIGSTOP)
-            named(link, "silent")
+            assert until(lambda: first not in processes(), lambda: link.state) < SOON
             named(link, "linked")
-            assert first not in processes()
+
+    def test_what_a_process_does_not_take_is_not_kept_for_it(self) -> None:
+        with closing(GpioPort(GpioPins()).open()) as connection:
+            until(lambda: bool(connection.read()))
+            (process,) = processes()
+            os.kill(process, signal.SIGSTOP)
+            connection.write(encode(Show(Shown.NORMAL, 0, 0), 0))
+            one = unsent(connection)
+            for number in range(12):
+                time.sleep(link_module.HEARTBEAT)
+                connection.write(encode(Show(Shown.NORMAL, number, 0), 0))
+            assert unsent(connection) <= 3 * one
+
+    def test_a_process_that_the_kernel_keeps_holds_nobody_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # As seen from here: it is there, does nothing, and no kill ends it.
+        monkeypatch.setattr(ports, "EXIT_DEADLINE", 0.2)
+        monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)
+        link = PanelLink(GpioPort(GpioPins()))
+        named(link, "linked")
+        (process,) = processes()
+        os.kill(process, signal.SIGSTOP)
+        begun = time.monotonic()
+        link.close()
+        took = time.monotonic() - begun
+        os.kill(process, signal.SIGKILL)
+        assert not link._thread.is_alive()
+        assert took < SOON
+
+    def test_a_process_that_finds_its_pins_taken_is_started_less_and_less_often(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        process, starts = tmp_path / "process", tmp_path / "starts"
+        process.write_text(f"#!/bin/sh\necho started >> {starts}\necho it is taken >&2\nexit {EXIT_BUSY}\n")
+        process.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(process))
+        with closing(PanelLink(GpioPort(GpioPins()))) as link:
+            named(link, "busy")
+            time.sleep(2.0)
+            assert link.state.detail == "gpio: it is taken"
+        assert 2 <= len(starts.read_text().splitlines()) <= 4
 
     def test_a_box_without_pins_says_so_once_in_one_line(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -556,3 +785,9 @@ def processes() -> list[int]:
         ["pgrep", "-P", str(os.getpid()), "-f", "firmware_bridge.gpio_panel"], capture_output=True, text=True
     )
     return [int(pid) for pid in listed.stdout.split()]
+
+
+def unsent(connection: ports.Connection) -> int:
+    """Bytes of the kernel's that hold what the other end has not read."""
+    (count,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))
+    return int(count)

@@ -15,7 +15,9 @@ from firmware_bridge.commands import panel as command
 from firmware_bridge.errors import PanelError
 from firmware_bridge.link import PanelLink
 from firmware_bridge.ports import SerialPort
+from firmware_bridge.selftest import SelfTest
 from firmware_bridge.simulator import BUTTONS, SimulatedPanel
+from firmware_bridge.wire import Shown
 from tests.conftest import ROOT
 from tests.firmware_bridge.pty_panel import PATIENCE, PtyPanel
 
@@ -138,17 +140,50 @@ def test_a_lamp_that_nobody_sees_fails_the_selftest(simulated: SimulatedPanel) -
     assert "FAILED  buzzer" in told
 
 
+def test_a_reset_while_it_is_tested_fails_the_selftest(simulated: SimulatedPanel) -> None:
+    with start("selftest", "--hands-off", "--port", simulated.port) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "shows opacity" in line:
+                simulated.reset()
+    assert process.returncode == 1
+    assert lines[-1].startswith("FAILED  line"), lines
+    assert "was reset" in lines[-1]
+
+
+def test_the_lamps_are_left_as_without_a_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firmware_bridge.selftest.PERSON_DEADLINE", 0.2)
+
+    def look(_: str) -> bool:
+        time.sleep(0.2)
+        return True
+
+    monkeypatch.setattr("firmware_bridge.selftest._yes", look)
+    with PtyPanel(tmp_path / "panel") as panel, closing(PanelLink(SerialPort(str(panel.port)))) as link:
+        SelfTest(link, hands_off=False).run()
+        asked = [show.asked for show, _ in panel.shows()]
+    assert Shown.TEST in asked
+    assert asked[-1] == Shown.NO_READING
+
+
 def test_without_a_panel_the_selftest_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("firmware_bridge.selftest.LINK_DEADLINE", 0.5)
     assert command(["selftest", "--port", str(tmp_path / "nowhere")]) == 1
 
 
 def test_no_port_is_flashed_where_no_panel_was_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "BY_ID", tmp_path)
+    by_id, ttys = tmp_path / "by-id", tmp_path / "class-tty"
+    by_id.mkdir()
+    ttys.mkdir()
+    monkeypatch.setattr(ports, "BY_ID", by_id)
+    monkeypatch.setattr(ports, "TTYS", ttys)
+    monkeypatch.setattr(ports, "LISTEN", 1.0)
     monkeypatch.setattr("firmware_bridge.commands.LINK_DEADLINE", 0.5)
     image = tmp_path / "panel.hex"
     image.write_text(":00000001FF\n")
-    with PtyPanel(tmp_path / "usb-scale", silent=True) as scale:
+    with PtyPanel(by_id / "usb-scale", silent=True, ttys=ttys) as scale:
         with pytest.raises(PanelError, match="--port"):
             command(["flash", str(image)])
         assert scale.raw == b""
