@@ -15,7 +15,7 @@ from device.settings.config import GPIO_PANEL, NO_PIN, Config, GpioTable
 from firmware_bridge.gpio_panel import STAYS_LIT, GpioPins, lamps_stay_lit
 from firmware_bridge.link import LINKED, SEARCHING, LinkState, PanelLink
 from firmware_bridge.ports import GpioPort, Port, SerialPort
-from firmware_bridge.wire import Button, Kind, Shown
+from firmware_bridge.wire import Button, Condition, Kind, Shown
 from reader.verdict import UNCERTAIN
 
 KEYS = {
@@ -105,6 +105,7 @@ class Panel:
             *(["panel-linked"] if now() < self._told_until else []),
             *([f"panel-battery {status.battery_mv / 1000:.1f}"] if low else []),
             *(f"panel-stuck {button}" for button in stuck),
+            *(["panel-lost"] if status.flags & Condition.EVENTS_LOST else []),
         )
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from device.screen.exam_drawing import PHASES
 from device.screen.words import load_words
 from firmware_bridge.link import ON_THE_WAY
 from firmware_bridge.ports import SerialPort
-from firmware_bridge.wire import Button, Event, Kind, Shown
+from firmware_bridge.wire import Button, Condition, Event, Kind, Shown
 from reader.clips import Frame
 from reader.reader import Reading
 from reader.verdict import Verdict
@@ -114,6 +114,8 @@ def test_the_screen_says_how_the_panel_is(tmp_path: Path, monkeypatch: pytest.Mo
             until(lambda: "panel-stuck record" in panel.badges, panel)
             there.down = 0
             until(lambda: "panel-stuck record" not in panel.badges, panel)
+            there.flags = Condition.EVENTS_LOST
+            until(lambda: "panel-lost" in panel.badges, panel)
             there.silent = True
             until(lambda: panel.badges == ("panel-silent",), panel)
         until(lambda: panel.badges == ("panel-missing",), panel)

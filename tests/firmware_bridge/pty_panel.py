@@ -34,8 +34,8 @@ PATIENCE = 20.0
 class PtyPanel:
     """Plugged from its making on. ``ttys``: the folder where it is said to be a USB device of ``vendor``, as
     /sys/class/tty says it. ``received``: what came, and when. Set at will: ``silent`` (says nothing),
-    ``deaf`` (does not take what comes), ``version``, ``shown`` (None: what it is asked), ``down``, and
-    ``waiting`` (an event that is repeated until it is got)."""
+    ``deaf`` (does not take what comes), ``version``, ``shown`` (None: what it is asked), ``down``, ``flags``,
+    and ``waiting`` (an event that is repeated until it is got)."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class PtyPanel:
         self.port, self.version, self.silent, self.deaf = port, version, silent, False
         self.shown: Shown | None = None
         self._ttys, self._vendor = ttys, vendor
-        self.down = 0
+        self.down = self.flags = 0
         self.received: list[tuple[Message, float]] = []
         self.raw = b""
         self.boot, self._number, self._sequence = 1, 0, 0
@@ -154,4 +154,4 @@ class PtyPanel:
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + 0.25
             shown = self._asked if self.shown is None else self.shown
-            self.say(Status(self.boot, 1, 7400, 200, shown, 0, self.down, 0, 0))
+            self.say(Status(self.boot, 1, 7400, 200, shown, 0, self.down, self.flags, 0))

@@ -4,12 +4,13 @@
 
 From the moment at which a reading of another state is made to the change of the lamp's pin, and from a
 button's pin to the key in the bedside loop. Pins are stamped by the simulated microcontroller's own clock; by
-how much that was behind is told beside them.
+how much that was behind is told beside them. The loop draws its window, on a virtual X server.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from device.screen.virtual import virtual_screen
 from firmware_bridge.simulator import SimulatedPanel
 from tests.conftest import ROOT
 from tests.hil.host import HostProcess
@@ -81,12 +83,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How late lamps and buttons are.")
     parser.add_argument("--changes", type=int, default=300, help="of each kind")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--display", choices=("none", "window"), default="window", help="window: under Xvfb")
     options = parser.parse_args()
     random = np.random.default_rng(options.seed)
     with ExitStack() as held:
-        port = Path(held.enter_context(tempfile.TemporaryDirectory())) / "port"
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        port = folder / "port"
         panel = held.enter_context(SimulatedPanel(FIRMWARE, port))
-        host = held.enter_context(closing(HostProcess(str(port))))
+        if options.display == "window":
+            os.environ["DISPLAY"] = held.enter_context(virtual_screen(folder)).name
+        host = held.enter_context(closing(HostProcess(str(port), options.display)))
         host.reading_after(time.monotonic(), START)
         panel.wait_for(LAMPS["normal"], 1, START)
         panel.lag()

@@ -1,7 +1,7 @@
 """A box that says what it is told to: the real bedside loop and panel, between a drawn picture and a network
 that answers on command.
 
-    python -m tests.hil.host PORT
+    python -m tests.hil.host PORT none|window
 
 Standard input takes a word a line: the label to say from now on, ``hang`` (the network does not answer any
 more), ``stall`` (the loop does not go on, while reader and link do), both until the next word, or ``quit``.
@@ -34,7 +34,7 @@ from device.loop import Bedside
 from device.panel import Panel
 from device.reading import Taken
 from device.results import Results
-from device.screen.displays import Nowhere
+from device.screen.displays import Display, open_display
 from device.screen.drawing import Screen
 from firmware_bridge.ports import SerialPort
 from reader.beam import Beam
@@ -123,15 +123,20 @@ class ToldResults(Results):
             tell(made=now(), state=reading.state)
 
 
-class Stalling(Nowhere):
-    """A screen that stalls when told to."""
+class Stalling:
+    """A display that stalls when told to."""
 
-    def __init__(self, network: Told) -> None:
-        self._network = network
+    on_terminal, drawn = False, None
+
+    def __init__(self, display: Display, network: Told) -> None:
+        self._display, self._network = display, network
 
     def show(self, screen: Screen) -> str:
         self._network.await_unstalled()
-        return super().show(screen)
+        return self._display.show(screen)
+
+    def close(self) -> None:
+        self._display.close()
 
 
 class ToldBedside(Bedside):
@@ -153,8 +158,8 @@ class HostProcess:
     when the loop took it, and when its frame had arrived; ``keys``: each that the loop got, and when. Of all
     its lives."""
 
-    def __init__(self, port: str) -> None:
-        self._port = port
+    def __init__(self, port: str, display: str = "none") -> None:
+        self._arguments = [port, display]
         self.made = list[tuple[float, str]]()
         self.taken = list[tuple[float, float]]()
         self.keys = list[tuple[str, float]]()
@@ -163,7 +168,7 @@ class HostProcess:
     def start(self) -> None:
         """Start it, at first or after it was killed."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.hil.host", self._port],
+            [sys.executable, "-m", "tests.hil.host", *self._arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -216,14 +221,15 @@ class HostProcess:
                 self.taken.append((told["taken"], told["arrived"]))
 
 
-def main(port: str) -> None:
+def main(port: str, display: str) -> None:
     bundle = load_bundle(DEFAULT_BUNDLE)
     reads = bundle.manifest.reads
     at_once = replace(reads.verdict, window=NO_WINDOW, hold=0.0, over=CONTIGUOUS)
     bundle = replace(bundle, manifest=replace(bundle.manifest, reads=replace(reads, verdict=at_once)))
     runner, panel = Told(bundle), Panel(SerialPort(port), quiet=True)
     with tempfile.TemporaryDirectory() as folder:
-        bedside = ToldBedside(bundle, runner, Stalling(runner), ToldResults(None), Path(folder), panel=panel)
+        screen = Stalling(open_display(display), runner)
+        bedside = ToldBedside(bundle, runner, screen, ToldResults(None), Path(folder), panel=panel)
         threading.Thread(target=_obey, args=(bedside, runner), daemon=True).start()
         bedside.run(Drawn(), live=True)
     panel.close()
@@ -238,4 +244,4 @@ def _obey(bedside: Bedside, runner: Told) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
