@@ -27,7 +27,7 @@ from device.capture.sources import Source
 from device.clock import now
 from device.errors import SourceError
 from device.exams.round import ExamRound
-from device.exams.session import END, LOOK_FIRST, STEPS
+from device.exams.session import ANSWERS, CLOSING_KEYS, END, LOOK_FIRST
 from device.panel import Panel, Press
 from device.reading import HELD, FrameReader, ReadingThread, Taken
 from device.results import Results
@@ -59,6 +59,10 @@ SETTINGS_EVERY = 0.5
 """Seconds between two looks at the configuration file."""
 TOLD_FOR = 4.0
 """Seconds for which the outcome of a snapshot stays on the screen."""
+LOOK_AGAIN = "look-again"
+REACTION = 0.3
+"""Seconds after a change on the screen within which nobody can have answered to it (simple reactions to light
+take about 0.2 s: Woods and others, doi:10.3389/fnhum.2015.00131)."""
 FREEZE = "f"
 CONFIG_BROKEN = "config-broken"
 PHANTOM = "phantom"
@@ -120,15 +124,19 @@ class Bedside:
         self._source_badges = (PHANTOM,) if source.drawn else ()
         self._trend.clear()
         self._arrivals.clear()
-        self._newest = self._held = self._last_trouble = None
+        self._newest = self._held = self._last_trouble = self.screen = None
         if not live:
             reader = Reader(reads, self.runner, beam=source.beam, span=source.span)
             self._run_through(source, FrameReader(reader, self.results, file))
             return
         # A search takes longer than frames are apart: reading must not wait for it.
-        with ThreadPoolExecutor(1, "beam search") as elsewhere:
+        elsewhere = ThreadPoolExecutor(1, "beam search")
+        try:
             reader = Reader(reads, self.runner, source.beam, source.span, elsewhere.submit)
             self._run_live(source, FrameReader(reader, self.results, file))
+        finally:
+            # Nor must the end of a source wait for a search.
+            elsewhere.shutdown(wait=False, cancel_futures=True)
 
     def _run_live(self, source: Source, frames: FrameReader) -> None:
         capture = source.capture()
@@ -242,15 +250,22 @@ class Bedside:
     def _take_presses(self) -> None:
         """Do what the panel's buttons ask for."""
         for press in self.panel.pressed() if self.panel is not None else ():
-            if self._was_seen(press):
-                self._press(press.key)
+            if self.screen is not None:
+                self._press_if_seen(press)
+
+    def _press_if_seen(self, press: Press) -> None:
+        """Do what a press asks for, if what it means was on the screen when the button went down: nobody
+        accepts, changes, discards or signs what came up meanwhile."""
+        if self._was_seen(press):
+            self._press(press.key)
+        else:
+            self._tell(LOOK_AGAIN)
 
     def _was_seen(self, press: Press) -> bool:
-        """Whether what a press means was on the screen when the button went down: nobody accepts, ends or
-        signs what came between. A summary must have been there for a moment."""
         exam = None if self.screen is None else self.screen.exam
-        if exam is None or press.key == FREEZE or (press.key in STEPS and not exam.closing):
-            return self.screen is not None
+        if exam is None or not (press.key in ANSWERS or (exam.closing and press.key in CLOSING_KEYS)):
+            return True
+        # A summary is to be looked at for a moment.
         looked = LOOK_FIRST if exam.closing and press.key == END else 0.0
         return press.since >= self._exam_shown_at + looked
 
@@ -292,7 +307,9 @@ class Bedside:
         self._note_exam_shown(self.screen)
         self._show_elsewhere(self.screen)
         self._drawing.append(time.perf_counter() - began)
-        self._press(key)
+        if key:
+            # Keys and touches do not tell when they were made; nobody answers sooner to what has come up.
+            self._press_if_seen(Press(key, now() - (0.0 if key == END else REACTION)))
 
     def _note_exam_shown(self, screen: Screen) -> None:
         place = None if screen.exam is None else screen.exam.place

@@ -155,6 +155,8 @@ class PanelLink:
     def close(self) -> None:
         """End the link; the panel then shows that there is none. A thread that a driver holds fast ends when
         it is let go."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         os.eventfd_write(self._wake, 1)
         self._thread.join(CLOSE_DEADLINE)

@@ -126,7 +126,8 @@ class BeamKeeper:
         elif self._due:
             self._settle(frame)
         elif self._edge is not None and not frame.still:
-            if faded or self._unproven or self._doubted(at):
+            doubted = self._doubted(at)
+            if faded or self._unproven or doubted:
                 self._search_again(frame)
             elif self._unsettled:
                 self._settle_later(frame)
@@ -235,7 +236,8 @@ class BeamKeeper:
         """Whether the beam that was looked for again is another."""
         self._searching = False
         suspect, self._suspect = self._suspect, None
-        doubted, self._searches_wanted = self._searches_wanted > 0, max(self._searches_wanted - 1, 0)
+        doubted = self._doubted(self._searched_at)
+        self._searches_wanted = max(self._searches_wanted - 1, 0)
         if found is None or self.beam is None:
             return
         if overlap(found, self.beam) >= SAME_BEAM or _upper_part(found, self.beam):

@@ -26,6 +26,7 @@ from device.exams.store import CLIPS, Store
 from device.reading import Taken
 from device.screen.exam_drawing import (
     AIM,
+    CLOSING_PHASES,
     EXAM_KEYS,
     READING,
     RECORDING,
@@ -41,10 +42,12 @@ from reader.verdict import UNCERTAIN
 
 CLIP_SECONDS = 6.0
 """How long a clip is that starts by itself: one to two breaths at rest."""
-STEPS = ("n", "b")
-"""The keys that go from zone to zone."""
+ANSWERS = "acx0123"
+"""The keys that say something of what is on the screen."""
 END = "e"
 """The key that shows what the zones add up to, and then signs."""
+CLOSING_KEYS = "nbe"
+"""The keys that do something for good, or lead back, where the summary is shown."""
 LOOK_FIRST = 1.0
 """Seconds for which the key that ended the exam does not sign it: one held too long, or touched twice."""
 
@@ -118,12 +121,14 @@ class ExamSession:
 
     def press(self, key: str, seen: ExamPanel | None = None) -> bool:
         """Do what a key asks for; whether it is one of an exam's. ``seen``: what was on the screen, where
-        that is known: but for a step, a key that was meant for another zone or phase does nothing."""
+        that is known: an answer that was meant for another zone or phase does nothing."""
         if not key or key not in EXAM_KEYS:
             return False
         self._keeper.catch_up()
-        if seen is not None and key not in STEPS and seen.place != (self.exam.id, self._current, self._phase):
-            return True
+        if seen is not None and seen.place != (self.exam.id, self._current, self._phase):
+            closed = seen.closing != (self._phase in CLOSING_PHASES)
+            if key in ANSWERS or closed:
+                return True
         self._told = ""
         if key in "0123":
             self._give_grade(int(key))

@@ -155,11 +155,12 @@ class Window:
 
     def show(self, screen: Screen) -> str:
         """Draw the screen; returns the key or button pressed, ``q`` where the window was closed."""
-        self._buttons = buttons_of(screen)
         pressed = self._pressed if now() < self._pressed_until else ""
         self.drawn = draw(screen, pressed)
         cv2.imshow(WINDOW, framed(self.drawn, self._size))
         code = cv2.waitKeyEx(1) & 0xFFFF
+        # Only now: a touch that has come meanwhile was aimed at the picture before.
+        self._buttons = buttons_of(screen)
         if code == ESCAPE or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:
             return "q"
         left, top, width, height = cv2.getWindowImageRect(WINDOW)

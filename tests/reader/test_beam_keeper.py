@@ -221,6 +221,34 @@ def test_a_search_that_never_ends_keeps_nothing_waiting_and_is_told(phantom_bund
     assert "beam-unchecked" not in views[20].notes, "a search may take a moment"
 
 
+@pytest.mark.parametrize("searches", ["AABB", "AAABB", "A-BB", "--BB"])
+def test_a_beam_that_two_searches_agree_on_is_taken_however_late_they_are_in_a_doubt(
+    reads: Specification, searches: str
+) -> None:
+    """The known outline fills the picture, so that no edge tells of it."""
+    known, other = (
+        Beam(((left, 0.0), (320.0, 0.0), (320.0, 240.0), (left, 240.0)), (320, 240), "linear")
+        for left in (0.0, 160.0)
+    )
+    answers = iter([known, *({"A": known, "B": other, "-": None}[letter] for letter in searches)])
+
+    def search(_: BeamSearch) -> Future[Beam | None]:
+        done: Future[Beam | None] = Future()
+        done.set_result(next(answers, other))
+        return done
+
+    keeper = BeamKeeper(reads, known, search)
+    picture = np.full((240, 320), 90, np.uint8)
+    for number in range(60):
+        keeper.update(Frame(picture, number / 30, number))
+    assert keeper.beam == known
+    keeper.doubt()
+    for number in range(60, 180):
+        keeper.update(Frame(picture, number / 30, number))
+    assert keeper.beam == other
+    assert keeper.cause == "beam"
+
+
 def test_a_picture_of_another_size_is_said_to_be_that(data: Path, reads: Specification) -> None:
     keeper = BeamKeeper(reads, None)
     path = data / "lus" / CLIPS[0]

@@ -183,9 +183,9 @@ def test_the_clip_is_replayed_from_its_key_frame(scanned: Bedside) -> None:
 
 
 def test_a_key_that_was_meant_for_another_screen_does_nothing_but_steps_do(scanned: Bedside) -> None:
-    aimed = replace(scanned.panel, phase="aim")
-    for key in "ar2ce":
-        assert scanned.session.press(key, seen=aimed), "it is an exam's key all the same"
+    aimed, closing = (replace(scanned.panel, phase=phase) for phase in ("aim", "summary"))
+    for key, seen in [(key, aimed) for key in "ax2c"] + [(key, closing) for key in "aenrx"]:
+        assert scanned.session.press(key, seen=seen), "it is an exam's key all the same"
     assert (scanned.settled().phase, scanned.exam.zones[0].human) == ("review", None)
     elsewhere = replace(scanned.panel, current=scanned.protocol.zones[1].name)
     assert scanned.session.press("a", seen=elsewhere)
