@@ -50,7 +50,9 @@ def test_an_exam_is_recorded_accepted_and_signed_by_the_buttons(
             return store.exam(line.id).zones[number]
 
         microcontroller.press("next")
-        time.sleep(LOOKED_AT)
+        # At the beginning of an act: the clip must end before its picture does.
+        run.wait_for(lambda line: line.state == "no-signal")
+        run.wait_for(lambda line: line.spoke)
         microcontroller.press("record")
         time.sleep(CLIP)
         microcontroller.press("record")
