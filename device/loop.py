@@ -63,7 +63,6 @@ LOOK_AGAIN = "look-again"
 REACTION = 0.3
 """Seconds after a change on the screen within which nobody can have answered to it (simple reactions to light
 take about 0.2 s: Woods and others, doi:10.3389/fnhum.2015.00131)."""
-FREEZE = "f"
 CONFIG_BROKEN = "config-broken"
 PHANTOM = "phantom"
 STALE, STARTING, NO_DEVICE, NO_READER = "stale", "starting", "no-device", "no-reader"
@@ -338,7 +337,7 @@ class Bedside:
             return
         if key == "q":
             self.quitting = True
-        elif key in (FREEZE, " "):
+        elif key in ("f", " "):
             self._hold_or_go_on()
         elif key == "o":
             self._change_screen(overlay=not self.settings.screen.overlay)

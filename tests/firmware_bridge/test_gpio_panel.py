@@ -602,7 +602,10 @@ def refusal(cwd: Path = ROOT, **environment: str) -> tuple[int, str]:
     return process.returncode, said
 
 
-@pytest.mark.skipif(bool(list(Path("/dev").glob("gpiochip*"))), reason="this machine has GPIO")
+@pytest.mark.skipif(
+    bool(list(Path("/dev").glob("gpiochip*"))),
+    reason="it tests what a machine without GPIO is told, and this one has some",
+)
 def test_a_machine_without_gpio_is_named_in_one_line_and_nothing_is_left(tmp_path: Path) -> None:
     """lgpio leaves a pipe wherever it is imported, or looks for it where it is not when LG_WD is set."""
     need(find_spec("lgpio"), "lgpio", "python3-lgpio")

@@ -298,7 +298,7 @@ def test_what_is_no_serial_port_is_told_once(tmp_path: Path, caplog: pytest.LogC
 
 def test_without_permission_the_group_is_named(panel: PtyPanel) -> None:
     if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
+        pytest.skip("it opens a port as a user who may not, whom only root can become: run the tests as root")
     Path(panel.port).resolve().chmod(0o600)
     for folder in (panel.port.parent, *panel.port.parent.parents[:3]):
         folder.chmod(folder.stat().st_mode | 0o755)
@@ -769,7 +769,7 @@ class TestGpio:
         monkeypatch.setattr(link_module, "PERMANENT_AFTER", 0.0)
         monkeypatch.setenv("GPIOZERO_PIN_FACTORY", "lgpio")
         if Path("/dev/gpiochip0").exists():
-            pytest.skip("this box has pins")
+            pytest.skip("it tests what a box without GPIO is told, and this one has some")
         with closing(PanelLink(GpioPort(GpioPins()))) as link:
             named(link, "refused")
             assert link.state.detail.startswith("gpio: ")

@@ -90,7 +90,7 @@ def microcontroller(
         with SimulatedPanel(firmware, tmp_path_factory.mktemp("panel") / "port") as panel:
             yield Microcontroller(str(panel.port), panel, SIMULATED)
     elif wiring is None:
-        pytest.skip("a real panel's buttons and lamps need --hil-gpio")
+        pytest.skip("a real panel's buttons and lamps need --hil-gpio: nothing else can press and see them")
     else:
         with closing(WiredRig(wiring)) as rig:
             yield Microcontroller(port, rig, f"panel: real, {port}", has_power=rig.has_power)

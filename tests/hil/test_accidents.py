@@ -38,7 +38,7 @@ def test_the_panel_is_back_in_time_and_shows_nothing_stale(
     microcontroller: Microcontroller, host: HostProcess, kind: str
 ) -> None:
     if not microcontroller.has_power and kind in NEED_POWER:
-        pytest.skip("the rig's wiring has no RESET and POWER")
+        pytest.skip("the rig cannot reset or unplug the panel: its wiring file has no RESET and POWER")
     microcontroller.rig.lag()
     table = Table(microcontroller.rig, host, np.random.default_rng(len(kind)))
     back, oldest = suffer(table, KINDS[kind])
