@@ -28,8 +28,8 @@ DOUBTED_FOR = 1.9
 """Seconds after the signal came back for which the beam is looked for again, at least ..."""
 DOUBT_SEARCHES = 3
 """... and the searches that must have come to an end since then, however long they take."""
-FADED_SHARE = 0.25
-"""Share of a search's frames with a faded edge from which the beam may be another: in a wrong one the edge
+WEAK_SHARE = 0.25
+"""Share of a search's frames with a weak edge from which the beam may be another: in a wrong one the edge
 comes and goes with the echoes."""
 UNCHECKED_AFTER = 4.0
 """Seconds for which a search, or those after a doubt, may take before the screen says so."""
@@ -91,7 +91,7 @@ class BeamKeeper:
         self._gathered_at = self._searched_at = self._changed_at = -1e9
         self._watched_from: float | None = None
         self._searching = self._text_seen = self._unsettled = False
-        self._seen = self._seen_faded = 0
+        self._seen = self._seen_weak = 0
         self._back_at: float | None = -1e9
         self._searches_wanted = 0
         self._unproven = beam is not None and not self._whole
@@ -117,7 +117,8 @@ class BeamKeeper:
         if self.beam is not None and self.beam.size != (image.shape[1], image.shape[0]):
             self._lose(at)
         faded = self._edge is not None and not frame.still and self._edge.faded(image)
-        self._seen, self._seen_faded = self._seen + 1, self._seen_faded + faded
+        if self._edge is not None:
+            self._seen, self._seen_weak = self._seen + 1, self._seen_weak + self._edge.weak
         if self._search is not None:
             # The finder is at work: nothing may be gathered in it.
             self._finish_search(frame)
@@ -227,7 +228,7 @@ class BeamKeeper:
         if not self._searching:
             self._finder.reset()
             self._searching, self._searched_at, self._watched_from = True, at, None
-            self._seen = self._seen_faded = 0
+            self._seen = self._seen_weak = 0
         self._gather(frame, SEARCH_EVERY)
         if not 0 <= at - self._searched_at < LOOK_AGAIN:
             self._search_now(frame)
@@ -262,7 +263,7 @@ class BeamKeeper:
         """Whether the beam's edge stood as it did in nearly all frames since this search was begun."""
         if self._edge is None or not self._edge.seen:
             return False
-        return self._seen_faded < FADED_SHARE * self._seen
+        return self._seen_weak < WEAK_SHARE * self._seen
 
     def _watch_for_text(self, frame: Frame) -> None:
         at = frame.captured_at
@@ -300,11 +301,12 @@ def _upper_part(found: Beam, beam: Beam) -> bool:
 
 
 class _Edge:
-    """Watches the step from dark to light along a beam's outline, on a few dozen pixel pairs."""
+    """Watches the step from dark to light along a beam's outline, on a few dozen pixel pairs. ``weak``:
+    whether the step was weak in the picture that was asked about last, be it faded or not."""
 
     PAIRS = 48
     REACH = 0.02
-    FADED = 0.5
+    FADED, WEAK = 0.5, 0.7
 
     def __init__(self, beam: Beam) -> None:
         corners = np.asarray(beam.polygon)
@@ -329,6 +331,7 @@ class _Edge:
         self._inside = self._inside[0][kept], self._inside[1][kept]
         self._outside = self._outside[0][kept], self._outside[1][kept]
         self._usual: float | None = None
+        self.weak = False
 
     @property
     def seen(self) -> bool:
@@ -346,6 +349,7 @@ class _Edge:
         )
         if self._usual is None:
             self._usual = step
+        self.weak = step < self.WEAK * self._usual
         return step < self.FADED * self._usual
 
 
