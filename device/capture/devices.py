@@ -34,13 +34,15 @@ class CaptureNode:
 
 def capture_nodes(video_class: Path = VIDEO_CLASS, devices: Path = DEVICES) -> list[CaptureNode]:
     """The devices that give video, in the kernel's order."""
-    links = {link.resolve(): str(link) for link in sorted((devices / "v4l" / "by-id").glob("*"))}
+    links = {_led_to(link): str(link) for link in sorted((devices / "v4l" / "by-id").glob("*"))}
     found = []
     for entry in sorted(video_class.glob("video*"), key=lambda entry: (len(entry.name), entry.name)):
         node = devices / entry.name
-        if _captures(node):
-            name = (entry / "name").read_text().strip()
-            found.append(CaptureNode(node, name, _usb_name(entry), links.get(node.resolve(), "")))
+        with contextlib.suppress(FileNotFoundError):  # it was pulled while it was looked at
+            if _captures(node):
+                name = (entry / "name").read_text().strip()
+                by_id = links.get(_led_to(node), "")
+                found.append(CaptureNode(node, name, _usb_name(entry), by_id))
     return found
 
 
@@ -53,7 +55,7 @@ def grabber_name(source: str) -> str:
         return "demo" if source == "demo" else "file"
     asked = source.removeprefix(V4L2)
     for found in capture_nodes():
-        if asked.lower() == found.usb or Path(asked).resolve() == found.node.resolve():
+        if asked.lower() == found.usb or _led_to(Path(asked)) == _led_to(found.node):
             return found.stable
     return asked
 
@@ -84,11 +86,19 @@ def find_device(name: str) -> Path:
 
 def _plug(node: Path) -> str:
     """The name by the plug that a device sits in, where udev gives one."""
-    return next((str(link) for link in sorted(PLUGS.glob("*")) if link.resolve() == node), str(node))
+    return next((str(link) for link in sorted(PLUGS.glob("*")) if _led_to(link) == node), str(node))
+
+
+def _led_to(link: Path) -> Path:
+    """Where a link leads; the link itself where it went while it was followed, as plugs do."""
+    try:
+        return link.resolve()
+    except FileNotFoundError:
+        return link
 
 
 def _usb_name(entry: Path) -> str:
-    for folder in (entry / "device").resolve().parents:
+    for folder in _led_to(entry / "device").parents:
         with contextlib.suppress(OSError):
             return ":".join((folder / part).read_text().strip() for part in ("idVendor", "idProduct"))
     return ""

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from device.capture import devices
 from device.capture import grabber as grabber_module
 from device.capture.devices import find_device
 from device.capture.driver import CaptureError, GrabberSpec, Mode
@@ -27,6 +28,13 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPTED = "tests.device.scripted_driver:ScriptedDriver"
 PATIENCE = 20.0
 """Seconds for what takes a fraction of one, on a machine however busy."""
+
+COMES_AND_GOES = """
+import os, sys
+while True:
+    os.symlink("/sys/devices", sys.argv[1])
+    os.unlink(sys.argv[1])
+"""
 
 
 class Form(NamedTuple):
@@ -321,6 +329,20 @@ def test_what_is_not_there_is_unplugged(name: str) -> None:
     with pytest.raises(CaptureError, match=name) as error:
         find_device(name)
     assert (error.value.state, error.value.cause) == ("no-device", "unplugged")
+
+
+def test_a_device_may_go_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "VIDEO_CLASS", tmp_path)
+    coming_and_going = subprocess.Popen([sys.executable, "-c", COMES_AND_GOES, str(tmp_path / "video5")])
+    try:
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            devices.capture_nodes(tmp_path)
+            with pytest.raises(CaptureError, match="no USB device"):
+                find_device("ffff:fffe")
+    finally:
+        coming_and_going.kill()
+        coming_and_going.wait()
 
 
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
