@@ -18,7 +18,7 @@ from device.capture.grabber import Grabber
 from device.capture.live import Capture
 from device.capture.sources import open_sources
 from device.screen.displays import screen_reachable
-from device.settings.config import Config, config_path, load_config, read_config, to_toml
+from device.settings.config import FACTS, Config, config_path, load_config, read_config, to_toml, value_of
 from device.settings.grabber_delay import SECONDS as PATTERN_SECONDS
 from device.settings.grabber_delay import measure_delay
 from device.settings.outline import parsed, written
@@ -94,11 +94,14 @@ def setup(arguments: list[str]) -> int:
 
 
 def config(arguments: list[str]) -> int:
-    """Show the configuration in use, or check a file."""
+    """Show the configuration in use, a value of it, or check a file."""
     parser = argparse.ArgumentParser("sonoglance config", description=config.__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     show = actions.add_parser("show", help="every value in use, and whether the file or the program sets it")
     _config_option(show)
+    get = actions.add_parser("get", help="one value in use, for scripts")
+    get.add_argument("key", choices=[fact.name for fact in FACTS], metavar="TABLE.KEY")
+    _config_option(get)
     check = actions.add_parser("check", help="list every mistake of a file")
     check.add_argument("file", type=Path, nargs="?", help="else the one that would be used")
     options = parser.parse_args(arguments)
@@ -109,6 +112,9 @@ def config(arguments: list[str]) -> int:
             instead = "the last good one is in use" if loaded.from_last_good else "the defaults are in use"
             print(f"# BROKEN, {instead}: sonoglance config check")
         print(to_toml(loaded))
+        return 0
+    if options.action == "get":
+        print(value_of(load_config(config_path(options.config)).config, options.key))
         return 0
     path = config_path(options.file)
     if path is None:

@@ -146,6 +146,24 @@ class GpioTable:
 
 
 @dataclass(frozen=True)
+class FleetTable:
+    """``[fleet]``: who is told how this box fares. ``broker``: ``HOST:PORT`` of MQTT, empty for none; ``name``:
+    what the box is called there, empty for a number of its own; ``authority``, ``certificate``, ``key``: PEM
+    files; ``password``: a file; ``minutes``: between two reports; ``metrics_port``: of Prometheus' page on the
+    loopback, 0 for none."""
+
+    broker: str
+    name: str
+    authority: Path | None
+    certificate: Path | None
+    key: Path | None
+    user: str
+    password: Path | None
+    minutes: int
+    metrics_port: int
+
+
+@dataclass(frozen=True)
 class StateTable:
     """``[state]``: where the box keeps what it learnt."""
 
@@ -165,6 +183,7 @@ class Config:
     send: SendTable
     panel: PanelTable
     gpio: GpioTable
+    fleet: FleetTable
     state: StateTable
 
     @property
@@ -182,6 +201,7 @@ TABLES = {
     "send": SendTable,
     "panel": PanelTable,
     "gpio": GpioTable,
+    "fleet": FleetTable,
     "state": StateTable,
 }
 
@@ -296,6 +316,23 @@ def archive() -> Rule:
     )
 
 
+def broker() -> Rule:
+    """An MQTT broker as ``HOST:PORT``, or nothing."""
+    place = re.compile(r"[\w.-]{1,253}:\d{1,5}", re.ASCII)
+    return _rule(
+        "a broker as HOST:PORT (or empty)",
+        lambda v: v == "" or (isinstance(v, str) and bool(place.fullmatch(v)) and _port_exists(v)),
+    )
+
+
+def box_name() -> Rule:
+    """A level of an MQTT topic, or nothing."""
+    return _rule(
+        "at most 64 letters, digits, . _ - (or empty)",
+        lambda v: v == "" or (isinstance(v, str) and bool(NAME.fullmatch(v))),
+    )
+
+
 def title() -> Rule:
     """A DICOM application entity title (DICOM PS3.5, AE)."""
     entity = re.compile(r"[\x21-\x5b\x5d-\x7e]{1,16}")
@@ -321,6 +358,10 @@ def pin_or_none() -> Rule:
     return _rule(
         "a whole number from 0 to 27, or -1 for none", lambda v: type(v) is int and NO_PIN <= v <= 27
     )
+
+
+def _port_exists(place: str) -> bool:
+    return 1 <= int(place.rpartition(":")[2]) <= 65535
 
 
 def _printable(value: Any) -> bool:
@@ -422,6 +463,15 @@ FACTS = (
     Fact("gpio.no_reading", 22, pin(), "lamp: no reading"),
     Fact("gpio.buzzer", 18, pin_or_none(), "buzzer"),
     Fact("gpio.mute", 23, pin_or_none(), "switch that silences the buzzer"),
+    Fact("fleet.broker", "", broker(), "MQTT broker that is told how this box fares; empty: none"),
+    Fact("fleet.name", "", box_name(), "what this box is called there; empty: a number of its own"),
+    Fact("fleet.authority", "", existing("a PEM file", None), "who signed the broker's certificate"),
+    Fact("fleet.certificate", "", existing("a PEM certificate", None), "this box's own, where it wants one"),
+    Fact("fleet.key", "", existing("a PEM private key", None), "that certificate's key"),
+    Fact("fleet.user", "", line(64), "name to log in by; empty: none"),
+    Fact("fleet.password", "", existing("a file with the password", None), "for that name"),
+    Fact("fleet.minutes", 15, whole(1, 1440), "between two reports"),
+    Fact("fleet.metrics_port", 0, whole(0, 65535), "Prometheus' page on the loopback; 0: none"),
     Fact(
         "state.folder",
         "",
@@ -714,6 +764,13 @@ def to_toml(loaded: LoadedConfig) -> str:
         line = f"{key} = {_as_toml(getattr(owner, key))}"
         lines.append(f"{line:<44} # {origin if fact.name in loaded.given else 'default'}")
     return "\n".join(lines)
+
+
+def value_of(config: Config, name: str) -> str:
+    """A key's value as plain text, ``table.key``. Raises KeyError for a key that there is none of."""
+    *tables, key = _BY_KEYS[tuple(name.split("."))].keys
+    value = getattr(getattr(config, tables[0]) if tables else config, key)
+    return value if isinstance(value, str) else _as_toml(value).strip('"')
 
 
 def _as_toml(value: str | int | bool | Path | None) -> str:
