@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,36 +19,47 @@ from types import FrameType
 from device.bench import measure, report
 from device.capture.devices import grabber_name
 from device.capture.sources import V4L2, PhantomSource, Source, open_sources
+from device.clock import now
 from device.exams.clips import bundle_line
 from device.exams.exam import Patient
 from device.exams.protocols import protocols
-from device.exams.round import open_round
-from device.loop import CONFIG_BROKEN, Bedside
+from device.exams.round import ExamRound, open_round
+from device.loop import CONFIG_BROKEN, NO_FRAME, NO_READER, Bedside
+from device.news import UpdateNews
 from device.panel import open_panel
 from device.results import Results
 from device.runners import KINDS, open_runner
 from device.screen.displays import open_display, save_snapshot
+from device.screen.drawing import Screen
 from device.screen_delay import measure_screen, screen_report
+from device.service import Heartbeat, runtime_folder
 from device.settings.config import (
     DISPLAYS,
     LANGUAGES,
     THEMES,
     Config,
     ConfigWatch,
+    LoadedConfig,
     ReaderTable,
     config_path,
     load_config,
 )
 from device.settings.scanners import fits, load_profile
 from device.web.live import LivePicture
+from device.web.live_door import LiveDoor
 from device.web.server import start_web
 from reader.bundle import DEFAULT_BUNDLE, ONNX_INT8, Bundle, load_bundle
 from reader.bundle import ONNX as ONNX_FILE
-from reader.errors import ClipError
+from reader.errors import ClipError, SonoglanceError
 from reader.phantom import EXAM_PROGRAMME, PROGRAMME
+from reader.reader import Reading
 from reader.runner import LITERT, ONNX
 from reader.signing import check_trust, generate_key, sign_bundle
 
+FAILURE_SHOWN, FAILURE_FRAME = 10.0, 0.1
+"""Seconds for which the screen says why the service cannot start, and between two drawings of it."""
+FAILURE_LINE = 40
+"""Letters of its lines."""
 PASS, FAIL, TOO_FEW = "PASS", "FAIL", "TOO FEW TO SHOW"
 INT8_FAILED = "int8-failed"
 FAILED = "DO NOT RELY ON THIS: int8 failed its accuracy test."
@@ -68,6 +80,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--pace", choices=("live", "max"), default="live")
     parser.add_argument("--snapshots", type=Path, default=Path(), metavar="DIR")
     parser.add_argument("--config", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--service", action="store_true", help="as a service: told to systemd, page and sender are others"
+    )
     _exam_options(parser)
     _bundle_option(parser)
     _screen_options(parser)
@@ -75,13 +90,41 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--panel", metavar="PORT", help="console panel: auto, a serial port's path, or gpio")
     options = parser.parse_args(arguments)
     loaded = load_config(config_path(options.config))
-    if options.source is None and loaded.path is None:
+    if options.source is None and loaded.path is None and not options.service:
         parser.error("--source is needed where there is no configuration file")
     if options.pace == "max" and (options.source or loaded.config.source.device).startswith(V4L2):
         parser.error("a capture device sets its own pace: leave --pace max out")
     for mistake in loaded.mistakes:
         print(f"sonoglance run: {mistake}", file=sys.stderr)
     settings = _overridden(loaded.config, options)
+    if not options.service:
+        return _run(settings, loaded, options)
+    try:
+        return _run(settings, loaded, options)
+    except (SonoglanceError, OSError) as error:
+        # Nobody reads a log at the bedside; systemd starts the next try.
+        _show_why_not(settings, str(error))
+        raise
+
+
+def _show_why_not(settings: Config, why: str) -> None:
+    """Have the screen say for a while why nothing can be read."""
+    display = open_display(settings.screen.display, settings.screen.fullscreen)
+    failed = Screen(
+        reading=Reading(NO_READER, NO_FRAME, None, cause="cannot-start"), negative="", source="", age_ms=0.0,
+        fps=0.0, badges=tuple(textwrap.wrap(why, FAILURE_LINE)), language=settings.language,
+        theme=settings.screen.theme,
+    )  # fmt: skip
+    ends = now() + FAILURE_SHOWN
+    try:
+        while now() < ends:
+            display.show(failed)
+            time.sleep(FAILURE_FRAME)
+    finally:
+        display.close()
+
+
+def _run(settings: Config, loaded: LoadedConfig, options: argparse.Namespace) -> int:
     bundle, lasting_badges = _trusted_bundle(settings.reader)
     several = Path(settings.source.device).is_dir()
     with ExitStack() as held:
@@ -92,7 +135,9 @@ def run(arguments: list[str]) -> int:
         patient = None if options.patient is None else Patient(options.patient)
         exams = None
         if settings.exam.protocol:
-            exams = held.enter_context(open_round(settings, bundle, patient, drawn=sources[0].drawn))
+            exams = held.enter_context(
+                open_round(settings, bundle, patient, drawn=sources[0].drawn, sends=not options.service)
+            )
         results = Results(options.results)
         bedside = Bedside(
             bundle,
@@ -105,16 +150,21 @@ def run(arguments: list[str]) -> int:
             _alarm(bundle),
             ConfigWatch(loaded.path) if loaded.path else None,
             exams,
-            held.enter_context(_second_screen(settings, bundle)) if settings.web.enabled else None,
+            held.enter_context(_second_screen(settings, bundle, options.service)),
             held.enter_context(open_panel(settings)),
+            Heartbeat(runtime_folder()) if options.service else None,
+            _news(settings, exams) if options.service else None,
             CONFIG_BROKEN if loaded.mistakes else "",
         )
         _quit_on_terminate(bedside)
         try:
-            for source in sources:
-                bedside.run(source, options.pace == "live", source.name if several else None)
-                if bedside.quitting:
-                    break
+            while sources and not bedside.quitting:
+                for source in sources:
+                    bedside.run(source, options.pace == "live", source.name if several else None)
+                    if bedside.quitting:
+                        break
+                # A service has no end of its own.
+                sources = _sources(settings) if options.service else []
         except ClipError:
             results.discard()
             raise
@@ -351,9 +401,31 @@ def _exam_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operator", metavar="NAME", help="who scans and signs")
 
 
+def _news(settings: Config, exams: ExamRound | None) -> UpdateNews:
+    """What became of updates, for the audit log where there is one."""
+    return UpdateNews(settings.state.folder, exams.note if exams is not None else lambda what, line: None)
+
+
 @contextmanager
-def _second_screen(settings: Config, bundle: Bundle) -> Iterator[LivePicture]:
-    """The web page of what this screen shows, in a process of its own."""
+def _second_screen(settings: Config, bundle: Bundle, service: bool) -> Iterator[LivePicture | None]:
+    """The web page of what this screen shows, in a process of its own, where it is wanted; for a
+    ``service``, the door at which another service fetches the picture."""
+    folder = runtime_folder()
+    if service and folder is not None:
+        live = LivePicture.create()
+        door = LiveDoor(live, folder)
+        try:
+            yield live
+        finally:
+            door.close()
+            live.close()
+    elif settings.web.enabled and not service:
+        yield from _web_page(settings, bundle)
+    else:
+        yield None
+
+
+def _web_page(settings: Config, bundle: Bundle) -> Iterator[LivePicture]:
     live, asked = LivePicture.create(), settings.web
     quota = settings.exam.quota * 10**9 if settings.exam.quota else None
     page = start_web(

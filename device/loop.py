@@ -22,18 +22,21 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
+from device.capture.devices import grabber_name
 from device.capture.live import Arrived, Capture, Trouble
 from device.capture.sources import Source
 from device.clock import now
 from device.errors import SourceError
-from device.exams.round import ExamRound
+from device.exams.round import PATIENT, ExamRound
 from device.exams.session import ANSWERS, CLOSING_KEYS, END, LOOK_FIRST
+from device.news import UpdateNews
 from device.panel import Panel, Press
 from device.reading import HELD, FrameReader, ReadingThread, Taken
 from device.results import Results
 from device.screen.canvas import NO_PICTURE
 from device.screen.displays import Display, save_snapshot
 from device.screen.drawing import TREND_SECONDS, Screen, abnormal_probability, draw
+from device.service import Heartbeat
 from device.settings.config import Config, ConfigWatch, load_config
 from device.web.live import PAIRING_CODE, LivePicture, told
 from reader.bundle import Bundle
@@ -65,6 +68,8 @@ REACTION = 0.3
 take about 0.2 s: Woods and others, doi:10.3389/fnhum.2015.00131)."""
 CONFIG_BROKEN = "config-broken"
 PHANTOM = "phantom"
+PRIVATE = (PAIRING_CODE, PATIENT)
+"""What badges begin with that are for those at the box only."""
 STALE, STARTING, NO_DEVICE, NO_READER = "stale", "starting", "no-device", "no-reader"
 NO_FRAME = Frame(np.zeros((0, 0), np.uint8), 0.0, -1)
 
@@ -76,7 +81,8 @@ class Bedside:
     ``settings``: of them, those of screen and waiting are used here, and followed when the file that
     ``watch`` looks after changes; ``settings_badge`` says how that went. ``badges`` and ``alarm``: what
     the screen must say all the time. ``exams``: where an exam is kept of what is read. ``live``: where a
-    second screen takes its picture from. ``panel``: lamps and buttons beside the screen.
+    second screen takes its picture from. ``panel``: lamps and buttons beside the screen. ``heartbeat`` and
+    ``news``: of a service, what others are told of it, and what it is told of updates.
     ``seconds_by_state`` counts how long each state was shown, in the source's time.
     """
 
@@ -92,6 +98,8 @@ class Bedside:
     exams: ExamRound | None = None
     live: LivePicture | None = None
     panel: Panel | None = None
+    heartbeat: Heartbeat | None = None
+    news: UpdateNews | None = None
     settings_badge: str = ""
     quitting: bool = False
     seconds_by_state: dict[str, float] = field(default_factory=dict)
@@ -104,6 +112,8 @@ class Bedside:
     _last_trouble: Trouble | None = None
     _troubled_at: float = 0.0
     _source_badges: tuple[str, ...] = ()
+    _capture_badge: str = ""
+    _readings: int = 0
     _settings_due: float = 0.0
     _told: str = ""
     _told_until: float = 0.0
@@ -236,6 +246,7 @@ class Bedside:
         self.seconds_by_state[reading.state] = shown + max(at - previous, 0.0)
         self._arrivals.append(taken.at)
         self._newest = taken
+        self._readings += 1
         if self.exams is not None:
             self.exams.saw(taken)
         if self.panel is not None:
@@ -275,6 +286,7 @@ class Bedside:
             self.live.badge if self.live is not None else "",
             *(self.exams.badges if self.exams is not None else ()),
             *(self.panel.badges if self.panel is not None else ()),
+            self.news.badge if self.news is not None else "",
             self.settings_badge,
             *self.badges,
             *self._source_badges,
@@ -298,6 +310,7 @@ class Bedside:
             window=self.bundle.manifest.reads.verdict.window,
             exam=self.exams.panel() if self.exams is not None else None,
         )
+        self._capture_badge = source_badge
         # Before the drawing, which takes longer.
         if self.panel is not None:
             self.panel.light(self.screen)
@@ -306,9 +319,38 @@ class Bedside:
         self._note_exam_shown(self.screen)
         self._show_elsewhere(self.screen)
         self._drawing.append(time.perf_counter() - began)
+        if self.heartbeat is not None:
+            self.heartbeat.shown(reading, self._newest, self._health)
+        if self.news is not None:
+            self.news.look()
         if key:
             # Keys and touches do not tell when they were made; nobody answers sooner to what has come up.
             self._press_if_seen(Press(key, now() - (0.0 if key == END else REACTION)))
+
+    def _health(self) -> dict[str, Any]:
+        """What other services may know of this one; nothing of a patient."""
+        assert self.screen is not None, "it was just shown"
+        screen, newest, panel = self.screen, self._newest, self.panel
+        status = panel.state.status if panel is not None else None
+        return {
+            "bundle": f"{self.bundle.manifest.name} {self.bundle.manifest.version}",
+            "reading": self._readings,
+            "age_ms": round(screen.age_ms, 1),
+            "read_ms": round(newest.read_ms, 2) if newest is not None else None,
+            "fps": round(screen.fps, 1),
+            "busy": self.exams is not None and self.exams.under_way,
+            # A file's name may be a patient's.
+            "source": grabber_name(self.settings.source.device),
+            "grabber": self._capture_badge,
+            "runner": self.runner.name,
+            "display": type(self.display).__name__.lower(),
+            "drawing_ms": round(1e3 * statistics.median(self._drawing), 1),
+            "panel": panel.state.name if panel is not None else "",
+            "panel_detail": panel.state.detail if panel is not None else "",
+            "battery_mv": status.battery_mv if status is not None else None,
+            "badges": [badge for badge in screen.badges if not badge.startswith(PRIVATE)],
+            "seconds_by_state": {state: round(s, 1) for state, s in self.seconds_by_state.items()},
+        }
 
     def _note_exam_shown(self, screen: Screen) -> None:
         place = None if screen.exam is None else screen.exam.place

@@ -76,6 +76,11 @@ class Panel:
             self._reading += 1
             self._read_at = taken.at
 
+    @property
+    def state(self) -> LinkState:
+        """The link as ``pressed`` last found it."""
+        return self._state
+
     def light(self, screen: Screen) -> None:
         """Have the lamps show what is about to be drawn."""
         self._link.show(lamp(screen), self._reading, self._read_at)

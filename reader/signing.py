@@ -1,4 +1,4 @@
-"""Who made a bundle: keys, signatures, and which of them this machine trusts.
+"""Who made a bundle, or an update: keys, signatures, and which of them this machine trusts.
 
 The signature is Ed25519 over SHA256SUMS, which names every other file. SHA256SUMS.sig holds two
 lines of base64: the signer's public key (the same line as in its PEM file) and the signature. That
@@ -78,10 +78,16 @@ def sign_bundle(path: Path, key_path: Path) -> str:
     if outcome not in SIGNABLE:
         raise BundleError(f"{path}: not signed: its quantization gate says {outcome}; see `bundle show`")
     bundle.check_golden()
-    signer = _der(key.public_key())
-    signature = _signature_text(signer, key.sign(bundle.files[CHECKSUMS]))
-    _write_signature(bundle, signature)
-    return fingerprint(signer)
+    _write_signature(bundle, _signed(key, bundle.files[CHECKSUMS]))
+    return fingerprint(_der(key.public_key()))
+
+
+def signature_of(key_path: Path, content: bytes) -> bytes:
+    """The text of SHA256SUMS.sig: ``content``, which is SHA256SUMS, signed by a private key.
+
+    Raises KeyFileError where the key cannot be used.
+    """
+    return _signed(_private_key(key_path), content)
 
 
 def check_trust(bundle: Bundle, folder: Path | None = None) -> Trust:
@@ -96,18 +102,26 @@ def check_trust(bundle: Bundle, folder: Path | None = None) -> Trust:
         return Trust("part of the installed package")
     keys = trusted_keys(folder)
     signer = signer_of(bundle)
-    if signer in keys:
-        return Trust(f"signed by {keys[signer]} ({fingerprint(signer)})")
-    if signer is None:
-        if keys:
-            raise BundleError(f"{path}: unsigned; this machine wants a signature by {_names(keys)}")
-        return Trust(f"unsigned bundle{ACCEPTED}", "unsigned")
     if keys:
+        return Trust(f"signed by {trusted_signer(signer, keys, path)}")
+    if signer is None:
+        return Trust(f"unsigned bundle{ACCEPTED}", "unsigned")
+    return Trust(f"unknown signer ({fingerprint(signer)}){ACCEPTED}", "unknown-signer")
+
+
+def trusted_signer(signer: bytes | None, keys: dict[bytes, str], where: object) -> str:
+    """Name and fingerprint of the trusted key, of at least one, that signed ``where``.
+
+    Raises BundleError where it is not signed (``signer`` is None), or by a key that is not trusted.
+    """
+    if signer is None:
+        raise BundleError(f"{where}: unsigned; this machine wants a signature by {_names(keys)}")
+    if signer not in keys:
         raise BundleError(
-            f"{path}: signed by a key that is not trusted here ({fingerprint(signer)}); "
+            f"{where}: signed by a key that is not trusted here ({fingerprint(signer)}); "
             f"this machine wants a signature by {_names(keys)}"
         )
-    return Trust(f"unknown signer ({fingerprint(signer)}){ACCEPTED}", "unknown-signer")
+    return f"{keys[signer]} ({fingerprint(signer)})"
 
 
 def trusted_keys(folder: Path | None = None) -> dict[bytes, str]:
@@ -136,20 +150,27 @@ def signer_of(bundle: Bundle) -> bytes | None:
     """
     if SIGNATURE not in bundle.files:
         return None
-    text = bundle.files[SIGNATURE]
+    return signer_of_content(bundle.files[SIGNATURE], bundle.files[CHECKSUMS], bundle.path)
+
+
+def signer_of_content(signature: bytes, content: bytes, where: object) -> bytes:
+    """The public key (DER) that signed ``content``, trusted or not.
+
+    ``signature``: as ``signature_of`` makes it. Raises BundleError, which names ``where``, where it does
+    not fit.
+    """
     try:
-        signer, signature = (base64.b64decode(line, validate=True) for line in text.splitlines())
+        signer, signed = (base64.b64decode(line, validate=True) for line in signature.splitlines())
         key = serialization.load_der_public_key(signer)
         # One way to write it: no byte of the file may change unnoticed.
-        if not isinstance(key, Ed25519PublicKey) or _signature_text(signer, signature) != text:
+        if not isinstance(key, Ed25519PublicKey) or _signature_text(signer, signed) != signature:
             raise ValueError("not as `bundle sign` writes it")
-        key.verify(signature, bundle.files[CHECKSUMS])
+        key.verify(signed, content)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise BundleError(f"{bundle.path}/{SIGNATURE}: not a signature; copy the bundle again") from error
+        raise BundleError(f"{where}/{SIGNATURE}: not a signature; copy it again") from error
     except InvalidSignature as error:
         raise BundleError(
-            f"{bundle.path}: the signature does not fit {CHECKSUMS}: changed after signing; "
-            "copy the bundle again"
+            f"{where}: the signature does not fit {CHECKSUMS}: changed after signing; copy it again"
         ) from error
     return signer
 
@@ -187,6 +208,10 @@ def _public_key(path: Path) -> bytes:
 
 def _der(key: Ed25519PublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _signed(key: Ed25519PrivateKey, content: bytes) -> bytes:
+    return _signature_text(_der(key.public_key()), key.sign(content))
 
 
 def _signature_text(signer: bytes, signature: bytes) -> bytes:

@@ -207,15 +207,23 @@ def _send_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="HOST:PORT/TITLE", help="else send.destination of the configuration")
     parser.add_argument("--tls", type=Path, metavar="PEM", help="who vouches for the archive: link by TLS")
     parser.add_argument("--by", default="", metavar="NAME", help="who does this; it goes into the log")
+    parser.add_argument("--stay", action="store_true", help="send whatever comes, until told to end")
+
+
+def _print_now(line: str) -> None:
+    print(line, flush=True)
 
 
 def _send(options: argparse.Namespace, store: Store, config: Config) -> int:
     if options.exam is not None:
         archive = options.to or config.send.destination
         queue(store, [find_exam(store, options.exam)], archive, options.by)
-    waiting = send(store, config.send.title, options.tls, config.language, advice=config.exam.advice)
+    authority = options.tls or config.send.authority
+    waiting = send(
+        store, config.send.title, authority, config.language, _print_now, config.exam.advice, options.stay
+    )
     print(f"{waiting} waiting")
-    return 1 if waiting else 0
+    return 1 if waiting and not options.stay else 0
 
 
 def _delete(options: argparse.Namespace, store: Store, _config: Config) -> None:

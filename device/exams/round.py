@@ -16,6 +16,7 @@ from device.exams.exam import Exam, Patient
 from device.exams.protocols import Protocol, ProtocolError, load_protocol, own_folder, protocols
 from device.exams.session import ExamSession
 from device.exams.store import Store
+from device.export.commands import tls_context
 from device.export.dispatch import Sender
 from device.reading import Taken
 from device.screen.exam_drawing import NOT_SAVED, SIGNED, SUMMARY, ExamPanel
@@ -84,6 +85,16 @@ class ExamRound:
     def panel(self) -> ExamPanel:
         """What the screen shows now."""
         return self._session.panel()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether something was kept in the exam that is not signed yet."""
+        exam = self.exam
+        return exam.signed is None and any(zone.clips or zone.readings for zone in exam.zones)
+
+    def note(self, what: str, detail: str) -> None:
+        """Put something that happened to the box into the audit log. Raises StoreError."""
+        self._store.note("box", what, detail=detail)
 
     def press(self, key: str, seen: ExamPanel | None = None) -> bool:
         """Do what a key asks for; whether it is one of an exam's. ``seen``: as in ``ExamSession.press``."""
@@ -177,23 +188,24 @@ def open_round(
     patient: Patient | None = None,
     advance: bool = False,
     drawn: bool = False,
+    sends: bool = True,
 ) -> Iterator[ExamRound]:
     """The store of the configuration, owned, with exams under way in it and a sender of those signed.
 
-    Raises StoreError or ProtocolError where no exam can be begun.
+    ``sends``: False where a service of its own sends them. Raises StoreError or ProtocolError where no exam
+    can be begun, OSError where ``send.authority`` cannot be read.
     """
     protocol = _protocol(settings.exam.protocol)
     quota = settings.exam.quota * 10**9 if settings.exam.quota else None
     store = Store(settings.store_folder, owner=True, quota=quota)
     destination = settings.send.destination
-    sender = Sender(
-        store, settings.send.title, language=settings.language, advice=settings.exam.advice, told=_tell
-    )
+    tls = tls_context(settings.send.authority)
+    sender = Sender(store, settings.send.title, tls, settings.language, settings.exam.advice, _tell)
     try:
         if settings.exam.make_room:
             for exam in store.make_room(ROOM_WANTED, settings.exam.operator):
                 _tell(f"exam {exam}: removed to make room, by leave of exam.make_room")
-        if destination:
+        if destination and sends:
             sender.start()
         exams = ExamRound(store, settings.exam, protocol, bundle, patient, destination, advance, drawn)
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import ssl
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -65,13 +67,23 @@ def send(
     language: str = "en",
     told: Callable[[str], None] = print,
     advice: Path | None = None,
+    stay: bool = False,
 ) -> int:
     """Send now what waits, and tell of each exam in a line; returns how many still wait.
 
     ``title``: what this box calls itself. ``certificates``: PEM file of who may vouch for the archives;
-    the links are then by TLS. Raises StoreError, or OSError where that file cannot be read.
+    the links are then by TLS. ``stay``: send whatever comes, until this process is told to end. Raises
+    StoreError, or OSError where that file cannot be read.
     """
-    Sender(store, title, tls_context(certificates), language, advice, told).send_due(now())
+    sender = Sender(store, title, tls_context(certificates), language, advice, told)
+    if stay:
+        ended = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        sender.start()
+        ended.wait()
+        sender.stop()
+    else:
+        sender.send_due(now())
     return len(store.parcels(waiting=True))
 
 

@@ -112,10 +112,11 @@ class WebTable:
 @dataclass(frozen=True)
 class SendTable:
     """``[send]``: the archive that signed exams go to, ``HOST:PORT/TITLE``; empty for none. ``title``: what
-    this box calls itself there."""
+    this box calls itself there. ``authority``: PEM file of who vouches for it; None for a plain link."""
 
     destination: str
     title: str
+    authority: Path | None
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,10 @@ class GpioTable:
 
 @dataclass(frozen=True)
 class FleetTable:
-    """``[fleet]``: who is told how this box fares. ``broker``: ``HOST:PORT`` of MQTT, empty for none; ``name``:
-    what the box is called there, empty for a number of its own; ``authority``, ``certificate``, ``key``: PEM
-    files; ``password``: a file; ``minutes``: between two reports; ``metrics_port``: of Prometheus' page on the
-    loopback, 0 for none."""
+    """``[fleet]``: who is told how this box fares. ``broker``: ``HOST:PORT`` of MQTT, empty for none;
+    ``name``: what the box is called there, empty for a number of its own; ``authority``, ``certificate``,
+    ``key``: PEM files; ``password``: a file; ``minutes``: between two reports; ``metrics_port``: of
+    Prometheus' page on the loopback, 0 for none."""
 
     broker: str
     name: str
@@ -450,6 +451,12 @@ FACTS = (
     Fact("web.key", "", existing("a PEM private key", None), "the certificate's key"),
     Fact("send.destination", "", archive(), "DICOM archive that signed exams are sent to; empty: none"),
     Fact("send.title", "SONOGLANCE", title(), "what this box calls itself there"),
+    Fact(
+        "send.authority",
+        "",
+        existing("a PEM file", None),
+        "who vouches for the archive: link by TLS; empty: a plain link",
+    ),
     Fact("panel.connection", "", panel_connection(), "console panel; auto: found by itself; empty: none"),
     Fact("panel.quiet", False, switch(), "the panel's buzzer keeps silent"),
     Fact("panel.battery_low", 0, whole(0, 17_600), "millivolts from which the screen warns; 0: never"),

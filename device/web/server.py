@@ -14,14 +14,18 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 from device.child_process import ChildProcess, die_with_parent
 from device.exams.commands import add_store_options
 from device.exams.store import Store
+from device.service import runtime_folder
 from device.settings.config import config_path, load_config
 from device.web.box import Box
 from device.web.live import LivePicture
+from device.web.live_door import LiveGuest
 from reader.errors import SonoglanceError
 
 NICENESS = 10
@@ -32,6 +36,10 @@ STEADY = 60.0
 """Seconds after which a process that ends counts as the first to do so."""
 BACKLOG = 64
 CLOSE_DEADLINE = 2.0
+BEDSIDE = Path("/run/sonoglance")
+"""Where the bedside loop's service has its folder."""
+LOOK_EVERY = 2.0
+"""Seconds between two looks for a loop that does not run."""
 
 
 class WebError(SonoglanceError, OSError):
@@ -172,8 +180,9 @@ def serve(
     listener: socket.socket,
     live: LivePicture | None,
     certificate: tuple[Path, Path] | None,
+    loop: Neighbour | None = None,
 ) -> None:
-    """Serve until told to end. ``listener``: bound already."""
+    """Serve until told to end, or until the bedside ``loop`` comes or goes. ``listener``: bound already."""
     # Here, so that the bedside loop's process, which only starts this one, need not load it all.
     import cv2
     import uvicorn
@@ -200,7 +209,15 @@ def serve(
         ssl_certfile=certificate[0] if certificate else None,
         ssl_keyfile=certificate[1] if certificate else None,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+    if loop is not None:
+        threading.Thread(target=_end_with, args=(loop, server), name="neighbour", daemon=True).start()
+    server.run(sockets=[listener])
+
+
+def _end_with(loop: Neighbour, server: Any) -> None:
+    loop.wait_for_change()
+    server.should_exit = True
 
 
 def _print_code(code: str, seconds: float) -> None:
@@ -214,6 +231,9 @@ def web(arguments: list[str]) -> int:
     add_store_options(parser)
     parser.add_argument("--host", help="address to answer on; else the configuration's")
     parser.add_argument("--port", type=int, help="0 for any that is free; else the configuration's")
+    parser.add_argument(
+        "--service", action="store_true", help="with the live picture of sonoglance run --service"
+    )
     options = parser.parse_args(arguments)
     config = load_config(config_path(options.config)).config
     host = options.host or config.web.host
@@ -226,9 +246,28 @@ def web(arguments: list[str]) -> int:
     secure, sent_to = paths is not None, config.send.destination
     box = Box(folder, port, secure, config.language, _names(host), sent_to, "", quota, config.exam.advice)
     print(f"{'https' if paths else 'http'}://{host}:{port}/", flush=True)
+    loop = Neighbour(runtime_folder() or BEDSIDE) if options.service else None
     with contextlib.suppress(KeyboardInterrupt):
-        serve(box, listener, None, paths)
+        serve(box, listener, loop.live if loop is not None else None, paths, loop)
     return 0
+
+
+class Neighbour:
+    """The bedside loop as a service beside this one. ``live``: its picture, None where it does not run."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder``: the loop's own, where its door is."""
+        self._folder = folder
+        self._guest = LiveGuest.enter(folder)
+        self.live = self._guest.live if self._guest is not None else None
+
+    def wait_for_change(self) -> None:
+        """Return when it has gone, or has come: this process must be another then, with another memory."""
+        if self._guest is not None:
+            self._guest.wait_until_gone()
+            return
+        while LiveGuest.enter(self._folder) is None:
+            time.sleep(LOOK_EVERY)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import pytest
 from device.errors import DisplayError
 from device.exams.exam import NOT_SCANNED
 from device.exams.protocols import load_protocol, protocols
+from device.news import WITH_RELEASE
 from device.screen import canvas, exam_drawing
 from device.screen import drawing as module
 from device.screen.canvas import (
@@ -309,7 +310,7 @@ frozen: still noise
 geometry-changed: beam size
 no-device: unplugged busy ambiguous refused not-capture
 stale: silent hung slow
-no-reader: hung"""
+no-reader: hung cannot-start"""
 
 
 def test_every_cause_says_what_to_check() -> None:
@@ -360,6 +361,7 @@ def badly_fitting(code: str) -> Iterator[tuple[str, str]]:
         "other-mode": ("1920x1080 MJPG 59.94/s",),
         "snapshot-saved": ("snapshot-20301224-235959.png",),
     }
+    examples |= {f"update-{what}": ("lus-opacity-0.10.0",) for what in WITH_RELEASE}
     for key, text in table["badges"].items():
         shown.append((text.format(*examples.get(key, ("10", "10"))), module.LINE))
     shown += [(text, module.LINE) for text in table["notes"].values()]
