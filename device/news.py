@@ -23,6 +23,7 @@ WITH_RELEASE = ("installed", "confirmed", "rolled-back", "bundle-installed")
 REASONS = (
     "no-keys", "unsigned", "wrong-key", "damaged", "older", "other-machine", "no-room", "not-a-file",
     "too-large", "self-test", "busy", "set-by-hand", "pulled",
+    "put-back",
 )  # fmt: skip
 """Codes of reasons that the screen has words for; of others it says to look into the log."""
 QUIET = "nothing"
