@@ -14,9 +14,10 @@ PYTHONS ?= 3.10 3.11 3.13
 DEBIAN ?= bookworm trixie
 
 DESKTOP := xvfb x11-xkb-utils xdotool gcc libc6-dev chromium orthanc dcmtk dicom3tools tesseract-ocr poppler-utils \
-	gcc-avr avr-libc libsimavr-dev libelf-dev cppcheck avrdude arduino-core-avr systemd mosquitto shellcheck
+	gcc-avr avr-libc libsimavr-dev libelf-dev cppcheck avrdude arduino-core-avr systemd mosquitto shellcheck \
+	cage xwayland
 MACHINE := qemu-system-x86 linux-image-amd64 busybox-static cpio kmod udev dmsetup e2fsprogs
-CONTAINER := mmdebstrap systemd-container apt-utils
+CONTAINER := mmdebstrap systemd-container
 
 .PHONY: demo test appliance install test-capture test-appliance test-arm64 lint clean
 
@@ -27,22 +28,22 @@ test: $(DESK)/.done
 	@PATH=$$PATH:/usr/sbin; \
 	{ command -v Xvfb && command -v xdotool && command -v gcc && command -v chromium && command -v Orthanc \
 	  && command -v dcmdump && command -v dciodvfy && command -v tesseract && command -v pdftoppm \
-	  && command -v avr-gcc && command -v cppcheck && command -v avrdude && command -v systemd-analyze && command -v mosquitto && command -v shellcheck && ls /usr/include/simavr /usr/include/libelf.h /usr/share/arduino/hardware/arduino/avr; } >/dev/null \
+	  && command -v avr-gcc && command -v cppcheck && command -v avrdude && command -v systemd-analyze && command -v mosquitto && command -v cage && command -v Xwayland && command -v shellcheck && ls /usr/include/simavr /usr/include/libelf.h /usr/share/arduino/hardware/arduino/avr; } >/dev/null \
 	  || { apt-get update -qq && apt-get install -y -qq $(DESKTOP) >/dev/null; } \
 	  || echo "tests of windows, pages, DICOM, accelerators, the panel and the appliance need: sudo apt-get install $(DESKTOP)"
 	$(MAKE) lint
 	SONOGLANCE_DATA=$(DATA) $(DESK)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 appliance: $(DESK)/.done
-	$(DESK)/bin/python systemd/appliance.py --arch $(ARCH) --pythons "$(PYTHONS)" --debian "$(DEBIAN)" $(if $(KEY),--key $(KEY))
+	$(DESK)/bin/python -m systemd.appliance --arch $(ARCH) --pythons "$(PYTHONS)" --debian "$(DEBIAN)" $(if $(KEY),--key $(KEY))
 
 install: $(DEVICE)/.done
 	$(DEVICE)/bin/pip install --quiet --disable-pip-version-check packaging
-	$(DEVICE)/bin/python systemd/appliance.py --here
+	$(DEVICE)/bin/python -m systemd.appliance --here
 	$$(test "$$(id -u)" = 0 || echo sudo) sh build/sonoglance-*-$$(uname -m).run
 
 test-appliance: $(DESK)/.done
-	@{ command -v mmdebstrap && command -v systemd-nspawn && command -v apt-ftparchive; } >/dev/null 2>&1 \
+	@{ command -v mmdebstrap && command -v systemd-nspawn; } >/dev/null 2>&1 \
 	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CONTAINER) >/dev/null; } \
 	  || echo "needs: sudo apt-get install $(CONTAINER)"
 	$(DESK)/bin/python -m pytest -m appliance tests/appliance

@@ -18,6 +18,7 @@ from typing import Any
 
 from device.clock import now, wall_time
 from device.reading import Taken
+from device.screen.compositor import CompositorWatch
 from device.state import write_whole
 from reader.reader import Reading
 
@@ -71,6 +72,7 @@ class Heartbeat:
     def __init__(self, folder: Path | None) -> None:
         """``folder``: where the health file goes; None for nowhere."""
         self._file = folder / HEALTH_FILE if folder is not None else None
+        self._compositor = CompositorWatch()
         self._last_read_at = -1.0
         self._beat_at: float | None = None
         self._healthy_since = 0.0
@@ -86,7 +88,7 @@ class Heartbeat:
         """``reading`` is on the screen; ``newest``: the last that was made. ``health``: what the health file
         says beside the heartbeat, asked for when it is written."""
         try:
-            if self._is_news(reading, newest):
+            if self._is_news(reading, newest) and self._compositor.lives:
                 self._beat(reading)
             if now() >= self._due:
                 self._due = now() + TOLD_EVERY

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,11 +21,12 @@ from device.exams.store import Store
 from device.loop import Bedside
 from device.news import UpdateNews
 from device.results import Results
+from device.screen.compositor import CompositorWatch
 from device.service import Heartbeat
 from device.web.live import LivePicture
 from device.web.live_door import LiveDoor, LiveGuest
 from reader.bundle import Bundle
-from tests.conftest import ROOT
+from tests.conftest import ROOT, need
 from tests.device.test_loop import (
     Hanging,
     Playing,
@@ -169,6 +171,32 @@ def test_a_grabber_that_is_away_beats_on(
     )
     beating(default_bundle, tmp_path, display).run(scripted(script), live=True)
     assert "WATCHDOG=1" in heard
+
+
+def test_a_compositor_that_hangs_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need(shutil.which("cage"), "cage", "cage xwayland")
+    if subprocess.run(["unshare", "--user", "true"], capture_output=True).returncode:
+        pytest.skip("this container may make no user namespace, and cage does not run as root")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    headless = {"WLR_BACKENDS": "headless", "WLR_RENDERER": "pixman", "WLR_LIBINPUT_NO_DEVICES": "1"}
+    name = tmp_path / "name"
+    cage = subprocess.Popen(
+        ["unshare", "--user", "cage", "--", "sh", "-c", f"echo $WAYLAND_DISPLAY >{name}; exec sleep 60"],
+        env=os.environ | headless,
+    )
+    try:
+        until(lambda: name.exists() and name.read_text().endswith("\n"))
+        monkeypatch.setenv("WAYLAND_DISPLAY", name.read_text().strip())
+        watch = CompositorWatch()
+        time.sleep(3.0)
+        assert watch.lives
+        cage.send_signal(signal.SIGSTOP)
+        until(lambda: not watch.lives)
+        cage.send_signal(signal.SIGCONT)
+        until(lambda: watch.lives)
+    finally:
+        cage.kill()
+        cage.wait()
 
 
 def test_an_unwritable_folder_is_told_once_and_reading_goes_on(
