@@ -8,6 +8,8 @@ SonoglanceError
 ├── ProtocolError (also ValueError)      a scanning protocol is none (device.exams.protocols)
 ├── AdviceError (also ValueError)        a table of advice has mistakes (device.exams.advice)
 ├── ExportError (also RuntimeError)      an exam cannot be handed on (device.export)
+├── UpdateError (also ValueError)        an update does not come about (device.update.errors)
+├── FleetError (also OSError)            a broker cannot be told (device.fleet)
 ├── WebError (also OSError)              the web page cannot be served (device.web.server)
 ├── DisplayError (also RuntimeError)     no screen can be reached
 ├── AcceleratorError (also RuntimeError) an accelerator cannot be used, or was lost

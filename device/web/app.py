@@ -34,6 +34,7 @@ from device.exams.protocols import Protocol, ProtocolError, load_protocol
 from device.exams.store import Store
 from device.export.report import report
 from device.export.tables import exam_json, zones_csv
+from device.health.doctor import Recent
 from device.screen.torso import torso_svg, zone_marks
 from device.screen.words import load_words
 from device.web.box import Box
@@ -135,6 +136,7 @@ class _Web:
         self.refusals = Limit(NOTED_REFUSALS, 60.0)
         self.static_files = {path.name: path.read_bytes() for path in (HERE / "static").iterdir()}
         self.began = now()
+        self.checks = Recent()
         self.pages = Environment(
             loader=FileSystemLoader(HERE / "pages"),
             autoescape=True,
@@ -404,6 +406,7 @@ class _Web:
             live=live,
             there=self.live is not None,
             faults=faults,
+            checks=self.checks.results(),
             room=self.store.room(),
             used=self.store.used(),
             waiting=self.store.parcels(waiting=True),

@@ -13,6 +13,8 @@ import pydicom
 import pytest
 
 from device.exams.exam import ClipReading, Patient
+from device.health.check import STATES
+from device.health.doctor import CHECKS
 from device.screen.words import languages
 from device.web.words import page_languages, page_words
 from tests.device.web.conftest import ARCHIVE, Running
@@ -150,6 +152,13 @@ def test_health_tells_of_store_clock_and_last_reading(running, viewer):
     page = viewer.get("/health").text
     assert "60 ms ago" in page
     assert "lus-opacity 1.0" in page
+    words = page_words("en")
+    rows = page.partition("<tbody>")[2].partition("</tbody>")[0].split("</tr>")[:-1]
+    shown = [check for check in CHECKS if not check.slow]
+    assert len(rows) == len(shown)
+    for check, row in zip(shown, rows, strict=True):
+        assert f'<th scope="row">{words[f"check-{check.name}"]}</th>' in row
+        assert any(f">{words[f'state-{state}']}</span>" in row for state in STATES), "in words, not by colour"
     assert "Every record and clip is whole" in viewer.post("/health/check", {}).text
     path = running.store.clip_path(running.exams[0].zones[0].clips[0])
     whole = path.read_bytes()
