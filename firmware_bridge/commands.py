@@ -10,14 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from firmware_bridge.errors import PanelError, PanelMissingError
-from firmware_bridge.flash import flash
+from firmware_bridge.flash import default_image, flash
 from firmware_bridge.gpio_panel import GpioPins
 from firmware_bridge.link import LinkState, PanelLink, words
 from firmware_bridge.ports import AUTO, GpioPort, Port, SerialPort
 from firmware_bridge.selftest import SelfTest
 from firmware_bridge.wire import Button, Condition, Status
 
-HEX_FILE = Path(__file__).parent / "firmware" / "build" / "panel.hex"
 LOOK_EVERY = 0.02
 LINK_DEADLINE = 10.0
 DIAL_STEP, BATTERY_STEP = 8, 100
@@ -55,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         job.add_argument("--pin", action="append", default=[], metavar="NAME=BCM", help=pin)
     writing = jobs.add_parser("flash", help="write the firmware with avrdude")
     writing.add_argument("--port", default=AUTO, help="a serial port's path, or auto (default)")
-    built = "default: what make -C firmware_bridge/firmware built"
-    writing.add_argument("hex", nargs="?", type=Path, default=HEX_FILE, help=built)
+    built = "default: what came with the program, or what make -C firmware_bridge/firmware built"
+    writing.add_argument("hex", nargs="?", type=Path, default=default_image(), help=built)
     return parser
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -15,6 +16,9 @@ from firmware_bridge.link import PanelLink
 from firmware_bridge.ports import SerialPort
 from firmware_bridge.wire import Hello
 
+BUILT = Path(__file__).parent / "firmware" / "build" / "panel.hex"
+CARRIED = Path(sys.prefix) / "box" / "firmware" / "panel.hex"
+"""The firmware that came to a box with its program, where there is no compiler."""
 OLD_BAUD = 57600
 BAUDS = {
     115200: "new boot loaders: Uno, Nano since 2018",
@@ -36,6 +40,11 @@ TALKS = "ready to accept"
 """What it says once a boot loader has answered."""
 DEAF = ("not in sync", "not responding", "cannot communicate")
 """What avrdude says of a port behind which no boot loader answers."""
+
+
+def default_image() -> Path:
+    """The firmware to write where none is named: what came with the program, else what was built here."""
+    return CARRIED if CARRIED.is_file() else BUILT
 
 
 def flash(port: str, hex_file: Path) -> str:
