@@ -113,6 +113,7 @@ class Store:
         """``owner``: be the one that records, and remove what a crash left behind. ``quota``: bytes that
         clips may take, None for the disk's. Raises StoreError where it cannot be opened, or is owned."""
         self.folder, self._quota = folder, quota
+        _refuse_to_lock_out(folder)
         try:
             if not (folder / CLIPS).is_dir():
                 folder.mkdir(OWNER_ONLY, parents=True, exist_ok=True)
@@ -574,6 +575,15 @@ GONE = tuple(
     )
 )
 """Exams, and lines of the audit log whose rows are gone."""
+
+
+def _refuse_to_lock_out(folder: Path) -> None:
+    """Raise StoreError where root would leave files in another user's store, who could not write them."""
+    owner = folder.stat().st_uid if folder.exists() else 0
+    if os.geteuid() == 0 and owner != 0:
+        raise StoreError(
+            f"{folder}: is another user's; run this as that user: sudo -u '#{owner}' sonoglance ..."
+        )
 
 
 def _remove(path: Path) -> None:

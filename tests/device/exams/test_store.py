@@ -760,3 +760,14 @@ def test_an_exam_is_sent_once_to_each_destination_in_order(store: Store) -> None
     assert sent.sent is not None
     assert sent.trouble == ""
     assert store.events(second.id)[-1].what == "exam-queued"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lock others out of their store")
+def test_root_leaves_nothing_in_another_users_store(tmp_path: Path) -> None:
+    folder = tmp_path / "exams"
+    Store(folder).close()
+    os.chown(folder, 65534, 65534)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StoreError, match="sudo -u '#65534' sonoglance"):
+        Store(folder)
+    assert sorted(tmp_path.rglob("*")) == before
