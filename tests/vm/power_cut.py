@@ -191,14 +191,19 @@ def _left_by_chance(entries: list[Entry], seed: int) -> Iterator[tuple[int, byte
 
 
 def record(results: Path, exams: int, careless: str = "", limit: float = BOOT_LIMIT) -> None:
-    """Have exams written in the virtual machine, and keep what it tells.
+    """Have exams written in the virtual machine, and keep what it tells. Raises as ``record_from``."""
+    record_from(["tests.vm.power_cut_writer", "/dev/ttyS1", str(exams), careless], results, limit)
+
+
+def record_from(module: list[str], results: Path, limit: float = BOOT_LIMIT) -> None:
+    """Run a module in the virtual machine, whose arguments follow, and keep what it tells.
 
     Raises LookupError where something is not installed, RuntimeError where the machine did not get through.
     """
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise LookupError(f"{', '.join(missing)} not found: sudo apt-get install {PACKAGES}")
     version = find_kernel()
-    writer = [sys.executable, "-m", "tests.vm.power_cut_writer", "/dev/ttyS1", str(exams), careless]
+    writer = [sys.executable, "-m", *module]
     with tempfile.TemporaryDirectory() as name:
         boot(Path(name), version, ROOT, ["env", "PYTHONDONTWRITEBYTECODE=1", *writer], limit)
         if not (Path(name) / "results").stat().st_size:
@@ -213,10 +218,7 @@ def judge(cut: Cut, disk: bytes, states: list[frozenset[str]]) -> Outcome:
     with tempfile.TemporaryDirectory() as name:
         image, folder = Path(name) / "disk", Path(name) / FOLDER
         image.write_bytes(disk)
-        troubles += _recover(image)
-        subprocess.run(
-            ["debugfs", "-R", f"rdump /{FOLDER} {name}", image], check=True, capture_output=True, text=True
-        )
+        troubles += dump(image, FOLDER, Path(name))
         try:
             with closing(Store(folder, owner=True)) as store:
                 found = frozenset(lines(store))
@@ -232,10 +234,13 @@ def judge(cut: Cut, disk: bytes, states: list[frozenset[str]]) -> Outcome:
     return Outcome(str(cut), len(states[0]), sorted(lost), troubles)
 
 
-def _recover(image: Path) -> list[str]:
-    """Replay the journal, as a mount does; whether the file system is whole then."""
+def dump(image: Path, what: str, where: Path) -> list[str]:
+    """Replay the journal, as a mount does, and copy a folder of the disk; what is not whole of the disk."""
     subprocess.run(["e2fsck", "-y", "-E", "journal_only", image], check=False, capture_output=True)
     looked = subprocess.run(["e2fsck", "-fn", image], check=False, capture_output=True, text=True)
+    subprocess.run(
+        ["debugfs", "-R", f"rdump /{what} {where}", image], check=True, capture_output=True, text=True
+    )
     return [] if looked.returncode == 0 else [f"file system: {looked.stdout}"]
 
 

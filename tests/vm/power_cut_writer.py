@@ -19,7 +19,7 @@ import termios
 import tty
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,10 +87,10 @@ def checksum(path: Path) -> str:
 class Writer:
     """Does exams with a store, and marks what it has acknowledged."""
 
-    def __init__(self, mark: Callable[[str], None]) -> None:
+    def __init__(self, mark: Callable[[str], None], shown: list[list[str]]) -> None:
+        """``shown``: gets what the store held, by the number of the mark."""
         self._mark, self._random = mark, np.random.default_rng(0)
-        self.shown: list[list[str]] = []
-        """What the store held, by the number of the mark."""
+        self.shown = shown
 
     def write(self, folder: Path, exams: int) -> None:
         """Exams from begin to signing; then the box is started anew, sends the first and deletes it."""
@@ -171,8 +171,12 @@ def mark(text: str) -> None:
     run("dmsetup", "message", LOGGED, "0", "mark", text)
 
 
-def main() -> None:
-    """Write ``sys.argv[2]`` exams by the kind of writer ``sys.argv[3]``; answer on ``sys.argv[1]``."""
+@contextmanager
+def logged_disk(answer: Path) -> Iterator[list[list[str]]]:
+    """A new disk, mounted at ``MOUNTED``, of which every write is logged; all of them go to ``answer``.
+
+    What is given is to be filled with what the disk showed, by the number of the mark.
+    """
     os.environ["DM_DISABLE_UDEV"] = "1"
     run("modprobe", "brd", "rd_nr=2", f"rd_size={DISK_SIZE // 1024}")
     run("modprobe", "dm-log-writes")
@@ -183,18 +187,29 @@ def main() -> None:
     run("mkfs.ext4", "-q", "-b", "4096", f"/dev/mapper/{LOGGED}")
     MOUNTED.mkdir()
     run("mount", "-t", "ext4", f"/dev/mapper/{LOGGED}", str(MOUNTED))
-    run("sync")
-    mark(READY)
-    forget(sys.argv[3])
-    writer = Writer(mark)
-    writer.write(MOUNTED / FOLDER, int(sys.argv[2]))
+    shown: list[list[str]] = []
+    yield shown
     run("umount", str(MOUNTED))
     run("dmsetup", "remove", LOGGED)
-    with Path(sys.argv[1]).open("wb") as out:
+    with answer.open("wb") as out:
         tty.setraw(out.fileno(), termios.TCSANOW)
-        out.write(json.dumps(writer.shown).encode() + b"\n")
+        out.write(json.dumps(shown).encode() + b"\n")
         for piece in read_log(LOG):
             out.write(piece)
+
+
+def ready() -> None:
+    """From here on power is cut."""
+    run("sync")
+    mark(READY)
+
+
+def main() -> None:
+    """Write ``sys.argv[2]`` exams by the kind of writer ``sys.argv[3]``; answer on ``sys.argv[1]``."""
+    with logged_disk(Path(sys.argv[1])) as shown:
+        ready()
+        forget(sys.argv[3])
+        Writer(mark, shown).write(MOUNTED / FOLDER, int(sys.argv[2]))
 
 
 if __name__ == "__main__":
