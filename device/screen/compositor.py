@@ -11,9 +11,9 @@ from pathlib import Path
 
 from device.clock import now
 
-ANSWER_WITHIN = 1.0
+ANSWER_WITHIN = 0.5
 ASK_EVERY = 0.5
-LATE = 2.5
+LATE = 2.0
 """Seconds without an answer from which it counts as hung."""
 DISPLAY, SYNC, CALLBACK = 1, 0, 2
 """The first object of every client, its request that is answered once all before it was done, and a number
