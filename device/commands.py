@@ -11,7 +11,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -56,7 +56,7 @@ from reader.reader import Reading
 from reader.runner import LITERT, ONNX
 from reader.signing import check_trust, generate_key, sign_bundle
 
-FAILURE_SHOWN, FAILURE_FRAME = 10.0, 0.1
+FAILURE_SHOWN, FAILURE_FRAME = 5.0, 0.1
 """Seconds for which the screen says why the service cannot start, and between two drawings of it."""
 FAILURE_LINE = 40
 """Letters of its lines."""
@@ -102,9 +102,11 @@ def run(arguments: list[str]) -> int:
     try:
         return _run(settings, loaded, options)
     except (SonoglanceError, OSError) as error:
+        print(f"sonoglance run: {error}", file=sys.stderr, flush=True)
         # Nobody reads a log at the bedside; systemd starts the next try.
-        _show_why_not(settings, str(error))
-        raise
+        with suppress(SonoglanceError):
+            _show_why_not(settings, str(error))
+        return 1
 
 
 def _show_why_not(settings: Config, why: str) -> None:
@@ -403,7 +405,9 @@ def _exam_options(parser: argparse.ArgumentParser) -> None:
 
 def _news(settings: Config, exams: ExamRound | None) -> UpdateNews:
     """What became of updates, for the audit log where there is one."""
-    return UpdateNews(settings.state.folder, exams.note if exams is not None else lambda what, line: None)
+    news = UpdateNews(settings.state.folder, exams.note if exams is not None else lambda what, line: None)
+    news.follow()
+    return news
 
 
 @contextmanager

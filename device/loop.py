@@ -211,10 +211,12 @@ class Bedside:
     def _present(self, capture: Capture, thread: ReadingThread) -> Reading:
         """What may be said at this moment: the newest reading, or why there is none."""
         newest, trouble = self._newest, self._trouble(capture)
+        hung = thread.busy_for > NO_READER_AFTER
         frame, beam = (newest.reading.frame, newest.reading.beam) if newest else (NO_FRAME, None)
-        if trouble is not None:
+        # Trouble that is over lasts until something was read; a reader that hangs over that is the newer one.
+        if trouble is not None and not (hung and capture.trouble is None):
             return Reading(trouble.state, frame, beam, cause=trouble.cause)
-        if thread.busy_for > NO_READER_AFTER:
+        if hung:
             return Reading(NO_READER, frame, beam, cause="hung")
         if newest is None:
             return Reading(STARTING, frame, beam)
@@ -320,9 +322,7 @@ class Bedside:
         self._show_elsewhere(self.screen)
         self._drawing.append(time.perf_counter() - began)
         if self.heartbeat is not None:
-            self.heartbeat.shown(reading, self._newest, self._health)
-        if self.news is not None:
-            self.news.look()
+            self.heartbeat.shown(reading, self._newest, self._last_trouble is not None, self._health)
         if key:
             # Keys and touches do not tell when they were made; nobody answers sooner to what has come up.
             self._press_if_seen(Press(key, now() - (0.0 if key == END else REACTION)))

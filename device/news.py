@@ -7,12 +7,15 @@ The one who updates this box runs apart from the bedside loop and leaves a line 
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from device.clock import now
 from device.state import write_whole
+from reader.errors import SonoglanceError
 
 HISTORY = Path("/opt/sonoglance/history.jsonl")
 TOLD_FILE = "update-told"
@@ -38,19 +41,32 @@ class UpdateNews:
         whole line for the audit log."""
         self._history, self._told_file, self._note = history, state_folder / TOLD_FILE, note
         self._seen: tuple[int, int] | None = None
-        self._badge, self._until, self._due = "", 0.0, 0.0
+        self._badge, self._until = "", 0.0
 
     @property
     def badge(self) -> str:
         """``update-WHAT [RELEASE]`` or ``update-refused-CODE``, for a minute."""
         return self._badge if now() < self._until else ""
 
+    def follow(self) -> None:
+        """Look every second from now on, in a thread of its own: the disk may take its time, or be full."""
+        threading.Thread(target=self._follow, name="update news", daemon=True).start()
+
+    def _follow(self) -> None:
+        pause, complaint = threading.Event(), ""
+        while True:
+            try:
+                self.look()
+            except (SonoglanceError, OSError) as error:
+                if str(error) != complaint:
+                    print(f"\nnews of updates cannot be kept: {error}", file=sys.stderr)
+                # What was not told is told when that can be kept.
+                self._seen, complaint = None, str(error)
+            pause.wait(LOOK_EVERY)
+
     def look(self) -> None:
-        """See whether there is news; call as often as you like. Raises OSError where the state folder cannot
-        be written."""
-        if now() < self._due:
-            return
-        self._due = now() + LOOK_EVERY
+        """See whether there is news. Raises OSError where the state folder cannot be written, and what the
+        audit log raises."""
         try:
             status = self._history.stat()
         except FileNotFoundError:
@@ -63,9 +79,12 @@ class UpdateNews:
 
     def _untold(self) -> list[str]:
         # The last line may be half written.
-        lines = self._history.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        told = self._told_file.read_text(encoding="utf-8") if self._told_file.exists() else None
-        return lines[lines.index(told) + 1 :] if told in lines else lines
+        before = self._history.with_suffix(".before.jsonl")
+        lines = [*(_lines(before) if before.exists() else []), *_lines(self._history)[:-1]]
+        if not self._told_file.exists():
+            return lines[-1:]
+        told = self._told_file.read_text(encoding="utf-8")
+        return lines[len(lines) - lines[::-1].index(told) :] if told in lines else lines
 
     def _tell(self, line: str) -> None:
         entry = _entry(line)
@@ -75,6 +94,10 @@ class UpdateNews:
             if entry["what"] != QUIET:
                 self._badge, self._until = _badge(entry), now() + SHOWN_FOR
         write_whole(self._told_file, line.encode())
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").split("\n")
 
 
 def _entry(line: str) -> dict[str, Any]:

@@ -26,13 +26,15 @@ RUNTIME_VARIABLE, NOTIFY_VARIABLE = "RUNTIME_DIRECTORY", "NOTIFY_SOCKET"
 """Where systemd says that a service's own folder is, and where it is told how the service fares
 (sd_notify(3))."""
 HEALTH_FILE = "health.json"
-OF_THE_SOURCE = frozenset(
-    {"no-device", "no-signal", "frozen", "no-beam", "no-contact", "not-lung", "geometry-changed"}
-)
-"""Reasons for no reading that lie before this program: a new start would not help."""
+NO_READER = "no-reader"
+HUNG = "hung"
+"""The cause of a trouble that a new start may mend; every other of the capture's lies before this program."""
+OUT_OF_REACH = frozenset({"busy", "refused", "not-capture"})
+"""Causes for which a device that is there gives nothing: a release that brings them about is not well."""
 FRESH = 2.0
-"""Seconds since its frame's arrival for which a reading counts as news, and from which on the heartbeat is
-late."""
+"""Seconds since its frame's arrival for which a reading counts as news."""
+LATE = 5.0
+"""Seconds since the last beat from which the box is not well: a second before systemd loses patience."""
 NOTIFY_DEADLINE, NOTIFY_EVERY = 0.2, 0.5
 """Seconds that systemd may take to hear, and between two beats that it is told of."""
 TOLD_EVERY = 1.0
@@ -67,7 +69,7 @@ def release_name() -> str:
 
 
 class Heartbeat:
-    """Beats with each new thing that the screen has shown. ``fed``: whether the last beat was in time."""
+    """Beats with each new thing that the screen has shown."""
 
     def __init__(self, folder: Path | None) -> None:
         """``folder``: where the health file goes; None for nowhere."""
@@ -78,17 +80,26 @@ class Heartbeat:
         self._healthy_since = 0.0
         self._due = self._notify_due = 0.0
         self._complaint = ""
+        self._ready = False
 
     @property
     def fed(self) -> bool:
-        """Whether the last beat was under two seconds ago."""
-        return self._beat_at is not None and now() - self._beat_at < FRESH
+        """Whether the last beat was in time."""
+        return self._beat_at is not None and now() - self._beat_at < LATE
 
-    def shown(self, reading: Reading, newest: Taken | None, health: Callable[[], dict[str, Any]]) -> None:
-        """``reading`` is on the screen; ``newest``: the last that was made. ``health``: what the health file
-        says beside the heartbeat, asked for when it is written."""
+    @property
+    def healthy_for(self) -> float:
+        """Seconds since when every beat was in time, and nothing was out of reach."""
+        return now() - self._healthy_since if self.fed else 0.0
+
+    def shown(
+        self, reading: Reading, newest: Taken | None, troubled: bool, health: Callable[[], dict[str, Any]]
+    ) -> None:
+        """``reading`` is on the screen; ``newest``: the last that was made. ``troubled``: the capture says
+        why it has no picture. ``health``: what the health file says beside the heartbeat, asked for when it
+        is written."""
         try:
-            if self._is_news(reading, newest) and self._compositor.lives:
+            if self._is_news(reading, newest, troubled) and self._compositor.lives:
                 self._beat(reading)
             if now() >= self._due:
                 self._due = now() + TOLD_EVERY
@@ -102,20 +113,20 @@ class Heartbeat:
             print(f"\n{line}", file=sys.stderr)
         self._complaint = line
 
-    def _is_news(self, reading: Reading, newest: Taken | None) -> bool:
+    def _is_news(self, reading: Reading, newest: Taken | None, troubled: bool) -> bool:
         if newest is None or reading is not newest.reading:
-            return reading.state in OF_THE_SOURCE
+            return troubled and reading.state != NO_READER and reading.cause != HUNG
         new = newest.at > self._last_read_at and now() - newest.at < FRESH
         self._last_read_at = max(self._last_read_at, newest.at)
         return new
 
     def _beat(self, reading: Reading) -> None:
-        if not self.fed:
+        if not self.fed or reading.cause in OUT_OF_REACH:
             self._healthy_since = now()
-        first = self._beat_at is None
         self._beat_at = now()
-        if first:
+        if not self._ready:
             notify(f"READY=1\nSTATUS=first shown: {reading.state}")
+            self._ready = True
         elif now() >= self._notify_due:
             notify("WATCHDOG=1")
             self._notify_due = now() + NOTIFY_EVERY
@@ -132,6 +143,6 @@ class Heartbeat:
             "state": reading.state,
             "cause": reading.cause,
             "fed": self.fed,
-            "healthy_s": round(now() - self._healthy_since, 1) if self.fed else 0.0,
+            "healthy_s": round(self.healthy_for, 1),
         }
         write_whole(self._file, json.dumps(told | health).encode())

@@ -88,9 +88,9 @@ class ExamRound:
 
     @property
     def under_way(self) -> bool:
-        """Whether something was kept in the exam that is not signed yet."""
-        exam = self.exam
-        return exam.signed is None and any(zone.clips or zone.readings for zone in exam.zones)
+        """Whether the exam, or the one before that is still being kept, would lose by an end now."""
+        leaving = self._leaving is not None and self._leaving.is_alive()
+        return leaving or self._session.under_way
 
     def note(self, what: str, detail: str) -> None:
         """Put something that happened to the box into the audit log. Raises StoreError."""

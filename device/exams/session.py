@@ -108,6 +108,13 @@ class ExamSession:
         """The exam as the store has it."""
         return self._keeper.exam
 
+    @property
+    def under_way(self) -> bool:
+        """Whether anything of it is being recorded or kept, or was kept and is not signed yet."""
+        if self._taker.writer is not None or self._keeper.pending:
+            return True
+        return self.exam.signed is None and any(zone.clips or zone.readings for zone in self.exam.zones)
+
     def saw(self, taken: Taken) -> None:
         """Take in a live reading."""
         self._keeper.catch_up()

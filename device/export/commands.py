@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import ssl
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -77,11 +76,8 @@ def send(
     """
     sender = Sender(store, title, tls_context(certificates), language, advice, told)
     if stay:
-        ended = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: ended.set())
-        sender.start()
-        ended.wait()
-        sender.stop()
+        signal.signal(signal.SIGTERM, lambda *_: sender.stop())
+        sender.run()
     else:
         sender.send_due(now())
     return len(store.parcels(waiting=True))

@@ -130,7 +130,7 @@ class Sender:
 
     def start(self) -> None:
         """Send in a thread of its own until ``stop``."""
-        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self._thread = threading.Thread(target=self.run, name="sender", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -143,7 +143,8 @@ class Sender:
                 # Its own threads would keep the program from ending.
                 self._link.abort()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Send what is due until ``stop``."""
         while not self._stop.is_set():
             try:
                 self.send_due(now())

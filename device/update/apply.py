@@ -217,7 +217,7 @@ def _install(box: Box, plan: Plan, offer: Offer, lock: int, patience: float) -> 
         if _read_bundle(copy, plan.keys)[0].files != plan.loaded.files:
             raise UpdateError("it changed while it was copied; copy the bundle again")
     _test(box, plan.release.program, copy or bundle, lock)
-    _wait_for_exam(box, patience)
+    wait_for_exam(box, patience)
     if copy and bundle:
         bundle.parent.mkdir(exist_ok=True)
         sync_folder(copy)
@@ -315,10 +315,12 @@ def _run(name: str, command: list[str | Path], deadline: float, lock: int, code:
         raise UpdateError(f"{name} failed: {line}", NO_ROOM if full else code, FAILED)
 
 
-def _wait_for_exam(box: Box, patience: float) -> None:
-    """Until no exam is under way: none is ever interrupted."""
-    until = now() + patience
-    while box.told_health().get("busy"):
+def wait_for_exam(box: Box, patience: float) -> None:
+    """Return when no exam is under way: none is ever interrupted. Raises UpdateError where one still is after
+    ``patience`` seconds."""
+    until, busy = now() + patience, False
+    # A reader that was busy and says nothing now is being started anew, and goes on with that exam.
+    while busy := bool(box.told_health().get("busy", busy)):
         if now() > until:
             raise UpdateError("an exam is under way; put the stick in again afterwards", BUSY, WAITING)
         time.sleep(LOOK_EVERY)

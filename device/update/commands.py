@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from device.update.apply import EXAM_PATIENCE, apply
+from device.update.apply import EXAM_PATIENCE, apply, wait_for_exam
 from device.update.errors import INTERNAL, UpdateError
 from device.update.release import (
     BUNDLE_INSTALLED,
@@ -41,16 +41,16 @@ def update(arguments: list[str]) -> int:
     stick.add_argument("folder", type=Path)
     by_hand = actions.add_parser("apply", help="a file by its path: sonoglance-*.run, or a bundle's zip")
     by_hand.add_argument("file", type=Path)
-    for offered in (stick, by_hand):
-        offered.add_argument(
-            "--patience", type=float, default=EXAM_PATIENCE, metavar="SECONDS", help="wait for an exam to end"
-        )
     tested = actions.add_parser("selftest", help="whether this program computes, reads and opens the grabber")
     tested.add_argument("--bundle", type=Path, help="folder or zip file; else the configuration's")
     actions.add_parser("confirm", help="wait until the release on trial is healthy, and keep it")
     actions.add_parser("show", help="what is installed, and what happened")
     back = actions.add_parser("back", help="go back to the release before")
     back.add_argument("release", nargs="?", help="its ID, as show tells it")
+    for switching in (stick, by_hand, back):
+        switching.add_argument(
+            "--patience", type=float, default=EXAM_PATIENCE, metavar="SECONDS", help="wait for an exam to end"
+        )
     options = parser.parse_args(arguments)
     os.umask(0o022)  # the service has another user, who must be able to read what is made here
     box = Box(options.root.absolute())
@@ -69,7 +69,7 @@ def update(arguments: list[str]) -> int:
     elif options.action == "show":
         print("\n".join(_shown(box)))
     else:
-        _go_back(box, options.release)
+        _go_back(box, options.release, options.patience)
         _start(box)
     return 0
 
@@ -115,10 +115,13 @@ def _shown(box: Box) -> list[str]:
     return lines + [f"{line.at} {_in_words(line)}" for line in list(box.happened())[-TOLD:]]
 
 
-def _go_back(box: Box, named: str | None) -> None:
+def _go_back(box: Box, named: str | None, patience: float) -> None:
     with box.locked():
         running = box.current()
         target = box.release(named) if named else _release_before(box)
+        if target == running:
+            raise UpdateError(f"{running.id} is what runs already", INTERNAL)
+        wait_for_exam(box, patience)
         box.switch(target, on_trial=False)
         box.end_trial()
         box.note(Happened(ROLLED_BACK, running.id, target.id, reason="by hand"))

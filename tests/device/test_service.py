@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from device import commands
+from device.errors import StoreError
 from device.exams.exam import Patient
 from device.exams.store import Store
-from device.loop import Bedside
+from device.loop import NO_FRAME, Bedside
 from device.news import UpdateNews
 from device.results import Results
 from device.screen.compositor import CompositorWatch
@@ -26,6 +28,7 @@ from device.service import Heartbeat
 from device.web.live import LivePicture
 from device.web.live_door import LiveDoor, LiveGuest
 from reader.bundle import Bundle
+from reader.reader import Reading
 from tests.conftest import ROOT, need
 from tests.device.test_loop import (
     Hanging,
@@ -187,8 +190,10 @@ def test_a_compositor_that_hangs_is_noticed(tmp_path: Path, monkeypatch: pytest.
     try:
         until(lambda: name.exists() and name.read_text().endswith("\n"))
         monkeypatch.setenv("WAYLAND_DISPLAY", name.read_text().strip())
+        monkeypatch.setattr("device.screen.compositor.ASK_EVERY", 0.1)
+        monkeypatch.setattr("device.screen.compositor.LATE", 1.0)
         watch = CompositorWatch()
-        time.sleep(3.0)
+        time.sleep(1.5)
         assert watch.lives
         cage.send_signal(signal.SIGSTOP)
         until(lambda: not watch.lives)
@@ -197,6 +202,45 @@ def test_a_compositor_that_hangs_is_noticed(tmp_path: Path, monkeypatch: pytest.
     finally:
         cage.kill()
         cage.wait()
+
+
+def test_a_scanner_that_is_off_beats_on_and_a_grabber_out_of_reach_is_not_well(tmp_path: Path) -> None:
+    """By what the capture says: silence, or that it may not be opened."""
+    for state_, cause, well in (
+        ("stale", "silent", True),
+        ("no-signal", "black", True),
+        ("no-device", "refused", False),
+    ):
+        heart, shown_ = Heartbeat(tmp_path), Reading(state_, NO_FRAME, None, cause=cause)
+        for _ in range(3):
+            time.sleep(0.05)
+            heart.shown(shown_, None, True, dict)
+        assert heart.fed
+        assert (heart.healthy_for > 0.09) is well
+    hung = Heartbeat(tmp_path)
+    hung.shown(Reading("stale", NO_FRAME, None, cause="hung"), None, True, dict)
+    hung.shown(Reading("stale", NO_FRAME, None, cause="silent"), None, False, dict)
+    assert not hung.fed
+
+
+def test_a_reader_that_hangs_after_a_replug_is_not_hidden_by_the_plug(
+    default_bundle: Bundle,
+    tmp_path: Path,
+    script: Path,  # noqa: F811
+) -> None:
+    runner = Hanging(default_bundle.runner(1))
+
+    def replug() -> None:
+        runner.hang.set()
+        script.write_text("live")
+
+    display = Playing(
+        (reading, lambda: script.write_text("unplugged")),
+        (state("no-device"), replug),
+        (state("no-reader"), quitting),
+    )
+    beating(default_bundle, tmp_path, display, runner).run(scripted(script), live=True)
+    runner.let_go.set()
 
 
 def test_an_unwritable_folder_is_told_once_and_reading_goes_on(
@@ -212,14 +256,19 @@ def test_an_unwritable_folder_is_told_once_and_reading_goes_on(
     assert capfd.readouterr().err.count("heartbeat: ") == 1
 
 
-def test_a_service_that_cannot_start_says_why_on_its_screen(tmp_path: Path) -> None:
+def test_a_service_that_cannot_start_says_why_in_the_log_and_on_its_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("device.commands.FAILURE_SHOWN", 0.5)
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    with service(tmp_path, *RUN[:-1], "terminal", "--bundle", str(bundle)) as run:
-        said, _ = run.communicate(timeout=PATIENCE)
-    assert "NO READER" in said
-    assert run.returncode == 1
-    assert str(bundle) in said
+    assert commands.run([*RUN[1:-1], "terminal", "--bundle", str(bundle)]) == 1
+    told = capfd.readouterr()
+    assert "NO READER" in told.out
+    assert str(bundle) in told.err
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert commands.run([*RUN[1:-1], "window", "--bundle", str(bundle)]) == 1
+    assert str(bundle) in capfd.readouterr().err, "a screen that cannot be had hides the reason"
 
 
 def test_the_page_of_a_service_lives_and_goes_with_the_loop(tmp_path: Path) -> None:
@@ -261,8 +310,7 @@ def line(what: str, **more: str) -> str:
     return json.dumps({"at": "2026-01-01T00:00:00Z", "what": what, "from": "0.1.0", "to": "0.2.0"} | more)
 
 
-def test_news_of_updates_are_told_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("device.news.LOOK_EVERY", 0.0)
+def test_news_of_updates_are_told_once_and_kept(tmp_path: Path) -> None:
     history = tmp_path / "history.jsonl"
     store = Store(tmp_path / "exams", owner=True)
     store.begin("blue-6", ["R1"], ("normal", "opacity"), "normal", Patient(), "", "")
@@ -287,6 +335,41 @@ def test_news_of_updates_are_told_once_and_kept(tmp_path: Path, monkeypatch: pyt
     third = news()
     third.look()
     assert third.badge == ""
+    # A history that has grown long is put aside, and its last line with it.
+    with history.open("a") as file:
+        file.write(line("confirmed") + "\n")
+    history.replace(tmp_path / "history.before.jsonl")
+    history.write_text(line("failed", code="no-room") + "\n")
+    third.look()
+    assert third.badge == "update-refused-no-room"
     told = [event.what for event in store.events() if event.who == "box" and event.what.startswith("update")]
-    assert told == ["update installed", "update refused"]
+    assert told == ["update installed", "update refused", "update confirmed", "update failed"]
     store.close()
+
+
+def test_a_disk_that_is_full_keeps_news_back_and_nothing_else(
+    default_bundle: Bundle,
+    tmp_path: Path,
+    script: Path,  # noqa: F811
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    history = tmp_path / "history.jsonl"
+    history.write_text(line("installed") + "\n")
+    full = [True]
+
+    def note(what: str, told: str) -> None:
+        if full[0]:
+            raise StoreError("disk is full")
+
+    def freed() -> None:
+        full[0] = False
+
+    display = Playing(
+        (lambda screen: len(display.screens) > 40 and reading(screen), freed),
+        (lambda screen: "update-installed 0.2.0" in screen.badges, quitting),
+    )
+    bedside = beating(default_bundle, tmp_path, display)
+    bedside.news = UpdateNews(tmp_path / "state", note, history)
+    bedside.news.follow()
+    bedside.run(scripted(script), live=True)
+    assert capfd.readouterr().err.count("disk is full") == 1
