@@ -34,13 +34,14 @@ test: $(DESK)/.done
 	$(MAKE) lint
 	SONOGLANCE_DATA=$(DATA) $(DESK)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-appliance: $(DESK)/.done
-	$(DESK)/bin/python -m systemd.appliance --arch $(ARCH) --pythons "$(PYTHONS)" --debian "$(DEBIAN)" $(if $(KEY),--key $(KEY))
+appliance: $(DEVICE)/.done
+	$(DEVICE)/bin/pip install --quiet --disable-pip-version-check packaging
+	$(DEVICE)/bin/python -m systemd.appliance --arch $(ARCH) --pythons "$(PYTHONS)" --debian "$(DEBIAN)" $(if $(KEY),--key $(KEY))
 
 install: $(DEVICE)/.done
 	$(DEVICE)/bin/pip install --quiet --disable-pip-version-check packaging
 	$(DEVICE)/bin/python -m systemd.appliance --here
-	$$(test "$$(id -u)" = 0 || echo sudo) sh build/sonoglance-*-$$(uname -m).run
+	$$(test "$$(id -u)" = 0 || echo sudo) sh $$(ls -t build/sonoglance-*-$$(uname -m).run | head -n 1)
 
 test-appliance: $(DESK)/.done
 	@{ command -v mmdebstrap && command -v systemd-nspawn; } >/dev/null 2>&1 \

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from device.exams.exam import NOT_SCANNED, Exam, Patient, Stamp, Zone
 from device.exams.store import ExamLine, Store
 from device.export.commands import FORMATS, export, queue, send
 from device.settings.config import Config, config_path, load_config
+from device.state import SYSTEM_FOLDER
 from reader.verdict import UNCERTAIN
 
 
@@ -40,7 +43,17 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 def open_store(named: Path | None, config: Config, owner: bool = False) -> Store:
     """The store that was named, else the configuration's. Raises StoreError where it cannot be opened."""
     quota = config.exam.quota * 10**9 if config.exam.quota else None
+    if named is None and _is_barred_from(SYSTEM_FOLDER) and SYSTEM_FOLDER not in config.store_folder.parents:
+        print(
+            f"note: {SYSTEM_FOLDER}, where this box keeps its exams, is not yours to look into; these are "
+            f"your own. The box's: sudo -u {SYSTEM_FOLDER.owner()} sonoglance exam ...",
+            file=sys.stderr,
+        )
     return Store(named or config.store_folder, owner=owner, quota=quota)
+
+
+def _is_barred_from(folder: Path) -> bool:
+    return folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
 
 
 def _no_options(parser: argparse.ArgumentParser) -> None:

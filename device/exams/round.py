@@ -89,8 +89,14 @@ class ExamRound:
     @property
     def under_way(self) -> bool:
         """Whether the exam, or the one before that is still being kept, would lose by an end now."""
-        leaving = self._leaving is not None and self._leaving.is_alive()
-        return leaving or self._session.under_way
+        if self._session.at_work or (self._leaving is not None and self._leaving.is_alive()):
+            return True
+        try:
+            # Not as this box last had it: somebody may have signed it on the page.
+            exam = self._store.exam(self.exam.id)
+        except StoreError:
+            return True
+        return exam.signed is None and any(zone.clips or zone.readings for zone in exam.zones)
 
     def note(self, what: str, detail: str) -> None:
         """Put something that happened to the box into the audit log. Raises StoreError."""

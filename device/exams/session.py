@@ -109,11 +109,9 @@ class ExamSession:
         return self._keeper.exam
 
     @property
-    def under_way(self) -> bool:
-        """Whether anything of it is being recorded or kept, or was kept and is not signed yet."""
-        if self._taker.writer is not None or self._keeper.pending:
-            return True
-        return self.exam.signed is None and any(zone.clips or zone.readings for zone in self.exam.zones)
+    def at_work(self) -> bool:
+        """Whether a clip is being recorded, or anything being kept."""
+        return self._taker.writer is not None or self._keeper.pending
 
     def saw(self, taken: Taken) -> None:
         """Take in a live reading."""

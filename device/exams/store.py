@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pwd
 import secrets
 import shutil
 import sqlite3
@@ -581,9 +582,11 @@ def _refuse_to_lock_out(folder: Path) -> None:
     """Raise StoreError where root would leave files in another user's store, who could not write them."""
     owner = folder.stat().st_uid if folder.exists() else 0
     if os.geteuid() == 0 and owner != 0:
-        raise StoreError(
-            f"{folder}: is another user's; run this as that user: sudo -u '#{owner}' sonoglance ..."
-        )
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"'#{owner}'"
+        raise StoreError(f"{folder}: belongs to {name}; run this as that user: sudo -u {name} sonoglance ...")
 
 
 def _remove(path: Path) -> None:

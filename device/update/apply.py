@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,7 @@ SELF_TEST_DEADLINE = 3 * 60.0
 EXAM_PATIENCE = 30 * 60.0
 """Seconds for which an exam that is under way is waited for."""
 LOOK_EVERY = 0.5
+Told = Callable[[str], None]
 PLAIN = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -78,16 +80,23 @@ class Plan:
     signer: str
 
 
-def apply(box: Box, offer: Offer, by_hand: bool = False, patience: float = EXAM_PATIENCE) -> Happened:
+def apply(
+    box: Box,
+    offer: Offer,
+    by_hand: bool = False,
+    patience: float = EXAM_PATIENCE,
+    told: Told = lambda line: None,
+) -> Happened:
     """Install what is offered, and note in the history what became of it.
 
-    ``by_hand``: a release that was put back once may be tried again. Whatever happens, the box is as it
+    ``by_hand``: a release that was put back once may be tried again. ``told``: is given a line before each
+    step that takes its time. Whatever happens, the box is as it
     was, or the new release is current, on trial, and not yet started. Raises UpdateError where nothing is
     installed on this machine.
     """
     running = box.current().id
     try:
-        happened = _apply(box, offer, by_hand, patience)
+        happened = _apply(box, offer, by_hand, patience, told)
     except UpdateError as error:
         happened = Happened(error.what, running, running, offer.names, str(error), error.code)
     except KeyFileError as error:
@@ -104,7 +113,7 @@ def apply(box: Box, offer: Offer, by_hand: bool = False, patience: float = EXAM_
     return happened
 
 
-def _apply(box: Box, offer: Offer, by_hand: bool, patience: float) -> Happened:
+def _apply(box: Box, offer: Offer, by_hand: bool, patience: float, told: Told) -> Happened:
     with box.locked() as lock:
         box.tidy()
         running = box.current()
@@ -118,7 +127,7 @@ def _apply(box: Box, offer: Offer, by_hand: bool, patience: float) -> Happened:
             reason = f"{plan.release.id} was put back before; to try again: sonoglance update apply FILE"
             raise UpdateError(reason, PUT_BACK)
         try:
-            _install(box, plan, offer, lock, patience)
+            _install(box, plan, offer, lock, patience, told)
         except BaseException:
             box.tidy()
             raise
@@ -202,12 +211,13 @@ def _bundle_now(running: Release) -> tuple[str, str]:
     return manifest.name, manifest.version
 
 
-def _install(box: Box, plan: Plan, offer: Offer, lock: int, patience: float) -> None:
+def _install(box: Box, plan: Plan, offer: Offer, lock: int, patience: float, told: Told) -> None:
     """Everything that takes room and time, and the switch."""
     there = plan.file and _is_there(box, plan.release.program, plan.file)
     _check_room(box, None if there else plan.file, plan.loaded)
     box.incoming.mkdir(mode=0o700)
     if plan.file and not there:
+        told(f"{plan.release.program} is copied, verified and made; this takes a minute or more")
         _make_program(box, plan.file, offer, plan.keys, lock)
     bundle = box.bundle(plan.release.bundle) if plan.release.bundle else None
     copy = None
@@ -216,8 +226,9 @@ def _install(box: Box, plan: Plan, offer: Offer, lock: int, patience: float) -> 
         _copy(offer.bundle, copy)
         if _read_bundle(copy, plan.keys)[0].files != plan.loaded.files:
             raise UpdateError("it changed while it was copied; copy the bundle again")
+    told(f"{plan.release.id} tests itself")
     _test(box, plan.release.program, copy or bundle, lock)
-    wait_for_exam(box, patience)
+    wait_for_exam(box, patience, told)
     if copy and bundle:
         bundle.parent.mkdir(exist_ok=True)
         sync_folder(copy)
@@ -315,10 +326,12 @@ def _run(name: str, command: list[str | Path], deadline: float, lock: int, code:
         raise UpdateError(f"{name} failed: {line}", NO_ROOM if full else code, FAILED)
 
 
-def wait_for_exam(box: Box, patience: float) -> None:
+def wait_for_exam(box: Box, patience: float, told: Told = lambda line: None) -> None:
     """Return when no exam is under way: none is ever interrupted. Raises UpdateError where one still is after
     ``patience`` seconds."""
     until, busy = now() + patience, False
+    if box.told_health().get("busy"):
+        told(f"an exam is under way; it is waited for, up to {patience / 60:.0f} minutes")
     # A reader that was busy and says nothing now is being started anew, and goes on with that exam.
     while busy := bool(box.told_health().get("busy", busy)):
         if now() > until:

@@ -28,6 +28,7 @@ from device.update.stick import look, offer_of
 HEALTHY_FOR = 60.0
 """Seconds for which a release must have been healthy to be kept."""
 LOOK_EVERY = 1.0
+NEW = (INSTALLED, BUNDLE_INSTALLED)
 TOLD = 10
 """Lines of the history that ``show`` tells."""
 
@@ -56,9 +57,9 @@ def update(arguments: list[str]) -> int:
     box = Box(options.root.absolute())
     if options.action == "stick":
         offer = look(options.folder)
-        return 0 if offer is None else _told(apply(box, offer, patience=options.patience))
+        return 0 if offer is None else _told(apply(box, offer, patience=options.patience, told=_tell))
     if options.action == "apply":
-        outcome = _told(apply(box, offer_of(options.file), True, options.patience))
+        outcome = _told(apply(box, offer_of(options.file), True, options.patience, _tell))
         _start(box)
         return outcome
     if options.action == "selftest":
@@ -74,9 +75,15 @@ def update(arguments: list[str]) -> int:
     return 0
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _told(happened: Happened) -> int:
-    well = happened.what in (INSTALLED, BUNDLE_INSTALLED, NOTHING)
+    well = happened.what in (*NEW, NOTHING)
     print(_in_words(happened), file=sys.stdout if well else sys.stderr)
+    if happened.what in NEW:
+        print(f"{happened.to} is on trial until it was well for a minute: sonoglance update show")
     return 0 if well else 1
 
 
@@ -121,7 +128,7 @@ def _go_back(box: Box, named: str | None, patience: float) -> None:
         target = box.release(named) if named else _release_before(box)
         if target == running:
             raise UpdateError(f"{running.id} is what runs already", INTERNAL)
-        wait_for_exam(box, patience)
+        wait_for_exam(box, patience, _tell)
         box.switch(target, on_trial=False)
         box.end_trial()
         box.note(Happened(ROLLED_BACK, running.id, target.id, reason="by hand"))

@@ -106,12 +106,12 @@ def bedside(tmp_path: Path, default_bundle: Bundle) -> Iterator[Bedside]:
 def scanned(bedside: Bedside, story: list[Reading]) -> Bedside:
     """One zone with a clip of a good second."""
     bedside.see(story, 0.0, 1.0)
-    assert not bedside.session.under_way
+    assert not bedside.session.at_work
     bedside.press("r")
     bedside.see(story, 1.0, 2.4)
-    assert bedside.session.under_way, "a clip is being recorded"
+    assert bedside.session.at_work, "a clip is being recorded"
     bedside.press("r")
-    assert bedside.session.under_way, "it is being kept"
+    assert bedside.session.at_work, "it is being kept"
     assert bedside.settled().phase == "review"
     return bedside
 
@@ -136,7 +136,7 @@ def test_an_exam_without_hands(tmp_path: Path, default_bundle: Bundle, story: li
     bedside.press("e")
     assert bedside.wait(lambda panel: panel.phase == "signed").summary == bedside.exam.summary
     assert bedside.exam.signed_by == "Ada"
-    assert not bedside.session.under_way
+    assert not bedside.session.at_work
     clips = [clip for zone in bedside.exam.zones for clip in zone.clips]
     assert [clip.automatic for clip in clips] == [True, True]
     reads = replace(default_bundle.manifest.reads, familiarity=None)
