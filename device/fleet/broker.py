@@ -103,7 +103,11 @@ class Link:
         if answer.is_failure:
             self.drop()
             raise FleetError(f"{broker}: lets this box not in ({answer}); see fleet.user and fleet.password")
-        self._tell_online("1")
+        try:
+            self._tell_online("1")
+        except FleetError:
+            self.drop()
+            raise
 
     def send(self, outbox: Outbox) -> int:
         """Send what waits, in order, each message forgotten as soon as the broker has it; returns how many
@@ -221,7 +225,7 @@ def _why(error: OSError | UnicodeError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         hint = "fleet.authority must be who signed it"
         if error.verify_code in OUT_OF_TIME:
-            hint = f"this box's clock says {wall_time()}"
+            hint = f"this box's clock says {wall_time()[:10]}"
         elif "ostname" in error.verify_message or "IP address" in error.verify_message:
             hint = "fleet.broker must be the name in it"
         return f"its certificate is not accepted ({error.verify_message}); {hint}"

@@ -53,15 +53,18 @@ class Outbox:
 
     def __init__(self, folder: Path, messages: int = MOST_MESSAGES, size: int = MOST_BYTES) -> None:
         """``messages`` and ``size`` (bytes of their bodies): the most that may wait. A file that is no
-        database any more is put aside as ``outbox.damaged``. Raises FleetError where none can be opened."""
+        database any more, or damaged, is put aside as ``outbox.damaged``, and ``put_aside`` says so. Raises
+        FleetError where none can be opened."""
         self.path, self._messages, self._size = folder / FILE, messages, size
+        self.put_aside = ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._connection = self._open()
             except sqlite3.OperationalError:
                 raise
-            except sqlite3.DatabaseError:
+            except sqlite3.DatabaseError as error:
+                self.put_aside = f"{self.path}: is damaged ({error}); put aside as {DAMAGED}, a new one begun"
                 self.path.replace(folder / DAMAGED)
                 for ending in ("-wal", "-shm"):
                     folder.joinpath(FILE + ending).unlink(missing_ok=True)
@@ -100,15 +103,16 @@ class Outbox:
 
     def waiting(self, limit: int) -> list[Message]:
         """The oldest messages, in order. Raises FleetError where they cannot be read."""
-        try:
-            rows = self._rows("SELECT id, topic, body FROM messages ORDER BY sequence LIMIT ?", limit)
-        except sqlite3.Error as error:
-            raise FleetError(f"{self.path}: cannot be read ({error})") from error
+        rows = self._read("SELECT id, topic, body FROM messages ORDER BY sequence LIMIT ?", limit)
         return [Message(*row) for row in rows]
 
+    def said(self) -> list[dict[str, Any]]:
+        """The last facts that were put about something. Raises FleetError where they cannot be read."""
+        return [json.loads(facts) for (facts,) in self._read("SELECT facts FROM said")]
+
     def size(self) -> tuple[int, int]:
-        """How many messages wait, and their bytes."""
-        [(messages, size)] = self._rows("SELECT count(*), coalesce(sum(length(body)), 0) FROM messages")
+        """How many messages wait, and their bytes. Raises FleetError where that cannot be read."""
+        [(messages, size)] = self._read("SELECT count(*), coalesce(sum(length(body)), 0) FROM messages")
         return messages, size
 
     def remove(self, ids: Collection[str]) -> None:
@@ -120,13 +124,22 @@ class Outbox:
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "quick_check"):
+            for pragma in ("journal_mode=WAL", "synchronous=FULL"):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
+            [(found,), *_] = connection.execute("PRAGMA quick_check").fetchall()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found.splitlines()[0])
             connection.executescript(TABLES)
         except sqlite3.Error:
             connection.close()
             raise
         return connection
+
+    def _read(self, query: str, *values: object) -> list[Any]:
+        try:
+            return self._rows(query, *values)
+        except sqlite3.Error as error:
+            raise FleetError(f"{self.path}: cannot be read ({error})") from error
 
     def _rows(self, query: str, *values: object) -> list[Any]:
         return self._connection.execute(query, values).fetchall()

@@ -12,7 +12,7 @@ import math
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from device.fleet.broker import COUNTS, HEALTH
 from device.fleet.outbox import Outbox
 from device.health.box import Box
 from device.health.check import Check
+from device.health.doctor import examine
 from device.health.installed import Configuration, Update
 from device.health.machine import Clock, Lasting, Power, Space, Temperature, Wear
 from device.health.running import ReadingCheck
@@ -76,6 +77,11 @@ def box_name(config: Config) -> str:
         raise FleetError(f"{path}: this box's name cannot be kept ({error}); or set fleet.name") from error
 
 
+def has_name(config: Config) -> bool:
+    """Whether the box is called something already: ``box_name`` draws nothing."""
+    return bool(config.fleet.name) or (fleet_folder(config) / NAME_FILE).exists()
+
+
 def read_health(path: Path) -> dict[str, Any] | None:
     """What the reader's service wrote last; None where there is none, or it is old."""
     try:
@@ -123,11 +129,11 @@ def stamp(name: str) -> dict[str, Any]:
 
 def health_report(box: Box, health: dict[str, Any] | None) -> dict[str, Any]:
     """How the box fares now: ``reader`` is null where nothing reads; ``checks``: states, without findings,
-    which name files."""
+    which name files, looked at in a process of their own: some device may hang whoever asks it."""
     return {
         "program": version("sonoglance"),
         "reader": told_health(health),
-        "checks": {check.name: check().look(box).state for check in CHECKS},
+        "checks": {each.check: each.state for each in examine(box, CHECKS)},
     }
 
 
@@ -141,29 +147,30 @@ def counts_by_day(exams: Iterable[Exam]) -> list[dict[str, Any]]:
         tally, states = days.get(key, (Tally(), Counter()))
         states.update(clip.reading.state for zone in exam.zones for clip in zone.clips)
         days[key] = tally + counted.tally, states
-    return [
-        {
-            "day": day,
-            "day_verified": verified,
-            "exams": tally.exams,
-            "signed": tally.signed,
-            "clips": tally.clips,
-            "states": dict(sorted(states.items())),
-            "findings": tally.findings,
-            "abstained": tally.abstained,
-            "unread": tally.unread,
-            "zones_read": tally.human,
-            "zones_accepted": tally.accepted,
-            "zones_changed": tally.edited,
-        }
-        for (day, verified), (tally, states) in sorted(days.items())
-    ]
+    return [_told_day(*day, tally, states) for day, (tally, states) in sorted(days.items())]
 
 
-def counts(config: Config) -> list[dict[str, Any]]:
-    """Counts of this box's store; none where there is no store. Raises StoreError where it cannot be read."""
+def _told_day(day: str, verified: bool, tally: Tally, states: Counter[str]) -> dict[str, Any]:
+    return {
+        "day": day,
+        "day_verified": verified,
+        "exams": tally.exams,
+        "signed": tally.signed,
+        "clips": tally.clips,
+        "states": dict(sorted(states.items())),
+        "findings": tally.findings,
+        "abstained": tally.abstained,
+        "unread": tally.unread,
+        "zones_read": tally.human,
+        "zones_accepted": tally.accepted,
+        "zones_changed": tally.edited,
+    }
+
+
+def counts(config: Config) -> list[dict[str, Any]] | None:
+    """Counts of this box's store; None where there is no store. Raises StoreError where it cannot be read."""
     if not (config.store_folder / DATABASE).exists():
-        return []
+        return None
     store = Store(config.store_folder)
     try:
         return counts_by_day(store.exam(line.id) for line in store.exams(limit=None))
@@ -172,10 +179,19 @@ def counts(config: Config) -> list[dict[str, Any]]:
 
 
 def put_report(config: Config, box: Box, health: Path, outbox: Outbox) -> None:
-    """Have the box's health wait to be told, and the counts of days that changed. Raises FleetError or
-    StoreError."""
+    """Have the box's health wait to be told, and the counts of days that changed, those whose exams are all
+    gone among them. Raises FleetError or StoreError."""
     name = box_name(config)
     outbox.put(HEALTH, stamp(name), health_report(box, read_health(health)))
-    for day in counts(config):
-        about = f"{day['day']} {day['day_verified']}"
+    days = counts(config)
+    if days is None:
+        return  # no store at its place: its disk may not be mounted, and no exam is gone
+    told = {_about(day): day for day in days}
+    for said in outbox.said():
+        told.setdefault(_about(said), _told_day(said["day"], said["day_verified"], Tally(), Counter()))
+    for about, day in sorted(told.items()):
         outbox.put(COUNTS, stamp(name), day, about)
+
+
+def _about(day: Mapping[str, Any]) -> str:
+    return f"{day['day']} {day['day_verified']}"

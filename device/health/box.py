@@ -25,6 +25,9 @@ TOOL_DEADLINE = 3.0
 """Seconds that a tool of the system has to answer."""
 LARGEST = 2**20
 """Bytes that are read of a file."""
+NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
+MOUNTED = re.compile(r"(?:\S+ ){5}.*- \S+ ")
+"""A line of proc(5)'s mountinfo."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Box:
     def number(self, path: Path) -> int | None:
         """A whole number that stands alone in a file; None where there is none."""
         text = self.read(path)
-        return int(text) if text and re.fullmatch(r"-?\d+", text) else None
+        return int(text) if text and NUMBER.fullmatch(text) else None
 
     def ask(self, tool: str, *arguments: str, deadline: float = TOOL_DEADLINE) -> str | None:
         """What a tool of the box prints; None where it is not there, fails, or takes longer than ``deadline``
@@ -166,7 +169,7 @@ class Box:
     def mounts(self) -> list[Mount]:
         """What is mounted, in the order of mounting (proc(5), mountinfo)."""
         text = self.read(self.path("proc/self/mountinfo")) or ""
-        return [_mount(line) for line in text.splitlines() if " - " in line]
+        return [_mount(line) for line in text.splitlines() if MOUNTED.match(line)]
 
     def mount_of(self, path: Path) -> Mount | None:
         """The mount that a path lies on."""
@@ -178,7 +181,7 @@ class Box:
     def account(self, name: str) -> Account | None:
         """A user of the box; None where there is none of that name."""
         users = (line.split(":") for line in (self.read(self.path("etc/passwd")) or "").splitlines())
-        found = next((fields for fields in users if fields[0] == name and len(fields) >= 4), None)
+        found = next((fields for fields in users if fields[0] == name and _numbered(fields[2:4])), None)
         if found is None:
             return None
         named = {int(number) for number, members in self.groups.values() if name in members}
@@ -189,8 +192,15 @@ class Box:
         """Groups by name: number and members."""
         lines = (line.split(":") for line in (self.read(self.path("etc/group")) or "").splitlines())
         return {
-            fields[0]: (int(fields[2]), tuple(fields[3].split(","))) for fields in lines if len(fields) == 4
+            fields[0]: (int(fields[2]), tuple(fields[3].split(",")))
+            for fields in lines
+            if len(fields) == 4 and _numbered([fields[2], fields[2]])
         }
+
+
+def _numbered(fields: list[str]) -> bool:
+    """Whether these are a user's and a group's number."""
+    return len(fields) == 2 and all(map(NUMBER.fullmatch, fields))
 
 
 def _mount(line: str) -> Mount:

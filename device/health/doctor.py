@@ -171,11 +171,12 @@ def _serve(root: str, named_config: str | None, names: list[str], wire: int) -> 
 
 def versions(box: Box) -> dict[str, str]:
     """What runs here: machine, system, kernel, Python, and the packages that matter."""
-    release = dict(
-        line.partition("=")[::2] for line in (box.read(box.path("etc/os-release")) or "").splitlines()
-    )
+    # No check runs here that could be ended: what is no regular file might never answer.
+    files = (box.path("etc/os-release"), box.path("proc/device-tree/model"))
+    system, model = (box.read(file) if file.is_file() else None for file in files)
+    release = dict(line.partition("=")[::2] for line in (system or "").splitlines())
     told = {
-        "machine": box.read(box.path("proc/device-tree/model")) or platform.machine(),
+        "machine": model or platform.machine(),
         "system": release.get("PRETTY_NAME", "").strip('"'),
         "kernel": platform.release(),
         "python": platform.python_version(),

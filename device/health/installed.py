@@ -10,6 +10,7 @@ from pathlib import Path
 from device.exams.store import DATABASE
 from device.health.box import CONFIGURATION, KEYS, SERVICE_USER, Account, Box
 from device.health.check import Check, Finding, fail, ok, unknown, warn
+from device.settings.config import Config
 from device.update.errors import FAILED, REFUSED, WAITING, UpdateError
 from device.update.release import ROLLED_BACK
 from device.update.release import Box as Installation
@@ -31,8 +32,8 @@ MOST_MISTAKES = 3
 
 class Permissions(Check):
     """What the service's user `sonoglance` may do: write the state folder and the exams, read the
-    configuration, reach devices by its groups; and that nobody but root can change what is in
-    /etc/sonoglance/keys.
+    configuration, enter the folders above them, reach devices by its groups; and that nobody but root can
+    change what is in /etc/sonoglance/keys, or put another folder in its place.
 
     Warns where the user is not in a group that the system has; fails for the others.
 
@@ -51,6 +52,7 @@ class Permissions(Check):
                 else unknown(f"there is no user {SERVICE_USER}: not installed as a service here")
             )
             return
+        yield from self._ways(box, account)
         yield from self._state(box, account)
         file = box.loaded.path or box.path(CONFIGURATION)
         if file.exists() and not _may(account, file, os.R_OK):
@@ -63,6 +65,13 @@ class Permissions(Check):
             yield warn(f"{SERVICE_USER} is not in {', '.join(lacking)}", advice)
         else:
             yield ok(f"{SERVICE_USER} is in every group that devices here are given to")
+
+    def _ways(self, box: Box, account: Account) -> Iterator[Finding]:
+        """Folders that the service must pass to come to what is its own."""
+        places = (box.state_folder, box.store_folder, box.loaded.path or box.path(CONFIGURATION))
+        above = dict.fromkeys(folder for place in places for folder in _above(box, place))
+        for folder in (folder for folder in above if not _may(account, folder, os.F_OK)):
+            yield fail(f"{folder} cannot be entered by {SERVICE_USER}", f"chmod a+x {folder}")
 
     def _state(self, box: Box, account: Account) -> Iterator[Finding]:
         for folder in {box.state_folder: None, box.store_folder: None}:
@@ -84,15 +93,13 @@ class Permissions(Check):
 
     def _keys(self, box: Box) -> Iterator[Finding]:
         folder = box.config.reader.keys or box.path(KEYS)
-        if not folder.exists():
-            yield ok(f"{folder}: no keys")
-            return
-        open_to_others = [path for path in (folder, *sorted(folder.glob("*.pub"))) if _others_may_write(path)]
+        places = [folder, *sorted(folder.glob("*.pub"))] if folder.exists() else []
+        open_to_others = [path for path in (*_above(box, folder), *places) if _others_may_write(path)]
         if open_to_others:
-            named = ", ".join(map(str, open_to_others))
-            yield fail(
-                f"others than root can change {named}", f"chown -R root: {folder}; chmod -R go-w {folder}"
-            )
+            named = " ".join(map(str, open_to_others))
+            yield fail(f"others than root can change {named}", f"chown root: {named}; chmod go-w {named}")
+        elif not places:
+            yield ok(f"{folder}: no keys")
         else:
             yield ok(f"only root can change the keys in {folder}")
 
@@ -106,16 +113,25 @@ def _may(account: Account, path: Path, what: int) -> bool:
     return account.user == 0 or there.st_mode >> shift & bits == bits
 
 
+def _above(box: Box, place: Path) -> list[Path]:
+    """The box's folders above a place, those that are there, the lowest first."""
+    return [
+        each for each in place.parents if each.is_relative_to(box.root) and each != box.root and each.exists()
+    ]
+
+
 def _others_may_write(path: Path) -> bool:
     there = path.stat()
-    return there.st_uid != 0 or bool(there.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    shared = stat.S_ISDIR(there.st_mode) and there.st_mode & stat.S_ISVTX  # each may change what is theirs
+    return there.st_uid != 0 or (not shared and bool(there.st_mode & (stat.S_IWGRP | stat.S_IWOTH)))
 
 
 class Units(Check):
     """Our systemd units: whether they run, how the last run ended, how often they were started anew
     (`systemctl show`). One that the configuration does not want counts as well.
 
-    Warns where a unit was started anew; fails where one has failed or the bedside reader's does not run.
+    Warns where a unit was started anew, or one that is wanted does not run; fails where one has failed or the
+    bedside reader's does not run.
 
     `journalctl -u UNIT` says why; `systemctl restart UNIT`.
     """
@@ -138,9 +154,9 @@ class Units(Check):
             return
         for block in told.strip().split("\n\n"):
             facts = dict(line.partition("=")[::2] for line in block.splitlines())
-            yield self._unit(facts.get("Id", ""), facts)
+            yield self._unit(facts.get("Id", ""), facts, box.config)
 
-    def _unit(self, name: str, facts: dict[str, str]) -> Finding:
+    def _unit(self, name: str, facts: dict[str, str], config: Config) -> Finding:
         active, result = facts.get("ActiveState"), facts.get("Result")
         text = f"{name} {active} ({facts.get('SubState')})"
         again = int(facts.get("NRestarts") or 0)
@@ -152,7 +168,21 @@ class Units(Check):
             return fail(f"{text}, {result}", advice)
         if name == MAIN_UNIT and active != "active":
             return fail(text, advice)
+        if active == "inactive" and _wanted(name, config):
+            return warn(
+                f"{text}, though it is wanted", f"systemctl enable --now {name}; journalctl -u {name}"
+            )
         return warn(text, advice) if again else ok(text)
+
+
+def _wanted(name: str, config: Config) -> bool:
+    """Whether the configuration has a unit running; a trial's runs only after an update."""
+    return {
+        "sonoglance-web.service": config.web.enabled,
+        "sonoglance-send.service": bool(config.send.destination),
+        "sonoglance-fleet.service": bool(config.fleet.broker or config.fleet.metrics_port),
+        "sonoglance-trial.service": False,
+    }.get(name, True)
 
 
 class Update(Check):

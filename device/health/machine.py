@@ -75,16 +75,16 @@ class Power(Check):
             yield (fail if bits & NOW_BAD else warn)(f"now: {', '.join(present)} (0x{bits:x})", advice)
         if past:
             yield warn(f"since the start: {', '.join(past)} (0x{bits:x})", advice)
-        if not bits:
-            yield ok("supply voltage good, never throttled since the start (0x0)")
+        if not present and not past:
+            yield ok(f"supply voltage good, never throttled since the start (0x{bits:x})")
 
     def _bits(self, box: Box) -> int | None:
         # The folder's name varies with the model: soc, or soc@107c000000 on a Pi 5.
         for file in box.path("sys/devices/platform").glob("soc*/*firmware*/get_throttled"):
             text = box.read(file) or ""
-            if re.fullmatch(r"(0x)?[0-9a-fA-F]+", text):
+            if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,8}", text):
                 return int(text, 16)
-        told = re.search(r"throttled=0x([0-9a-fA-F]+)", box.ask("vcgencmd", "get_throttled") or "")
+        told = re.search(r"throttled=0x([0-9a-fA-F]{1,8})\b", box.ask("vcgencmd", "get_throttled") or "")
         return int(told[1], 16) if told else None
 
 
@@ -178,8 +178,8 @@ class Wear(Check):
             yield unknown("no disk of a known kind")
 
     def _wear(self, box: Box, disk: Path, advice: str) -> Finding:
-        used = [int(tenth, 16) for tenth in (box.read(disk / "device/life_time") or "").split()]
-        spare = int(box.read(disk / "device/pre_eol_info") or "0", 16)
+        used = _bytes(box.read(disk / "device/life_time"))
+        spare = max(_bytes(box.read(disk / "device/pre_eol_info")), default=0)
         if not any(used):
             kind = box.read(disk / "device/type") or "disk"
             return unknown(f"{disk.name}: a {kind} of this kind does not tell its wear")
@@ -189,6 +189,11 @@ class Wear(Check):
         if worst >= WORN_OUT or spare == max(PRE_EOL):
             return fail(text, advice)
         return warn(text, advice) if worst >= WORN or spare in PRE_EOL else ok(text)
+
+
+def _bytes(text: str | None) -> list[int]:
+    """An eMMC's facts as the kernel prints them, such as 0x02 0x01."""
+    return [int(byte, 16) for byte in re.findall(r"\b0x[0-9a-fA-F]{1,2}\b", text or "")]
 
 
 class Space(Check):
@@ -229,9 +234,9 @@ class Lasting(Check):
     Fails where state or exams lie in memory, or on a file system that cannot be written; warns where
     /opt/sonoglance does: an update would be lost, or cannot be made.
 
-    Give /var/lib/sonoglance, and for updates /opt/sonoglance, a partition of its own with a line in
-    /etc/fstab (`LABEL=state /var/lib/sonoglance ext4 noatime 0 2`); with overlayroot also
-    `overlayroot=tmpfs:recurse=0`, so that it stays writable.
+    Give /var/lib/sonoglance, and for updates /opt/sonoglance, a partition of their own with lines in
+    /etc/fstab; with overlayroot also `overlayroot=tmpfs:recurse=0`, so that it stays writable
+    (docs/technician.md, Read-only root).
     """
 
     name = "lasting"
@@ -242,11 +247,11 @@ class Lasting(Check):
             return
         lost = "would be lost at the next power cut"
         for folder in _kept(box):
-            advice = f"mount a partition of its own at {folder} (a line in /etc/fstab, docs/doctor.md)"
+            advice = f"mount a partition of its own at {folder} (a line in /etc/fstab, docs/technician.md)"
             yield self._judged(box, folder, fail, f"all that is kept there {lost}", advice)
         if box.installed:
             programs = box.path(PROGRAMS)
-            advice = f"for updates mount a partition of its own at {programs} (docs/doctor.md)"
+            advice = f"for updates mount a partition of its own at {programs} (docs/technician.md)"
             yield self._judged(box, programs, warn, f"an update {lost}", advice)
 
     def _judged(self, box: Box, folder: Path, bad: Judge, why: str, advice: str) -> Finding:

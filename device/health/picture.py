@@ -14,7 +14,7 @@ from typing import Any
 from device.accelerator import LIBRARY
 from device.capture.devices import USB_NAME, V4L2
 from device.capture.driver import GrabberSpec, Mode
-from device.health.box import KEYS, Box
+from device.health.box import KEYS, PROGRAMS, Box
 from device.health.check import Check, Finding, fail, ok, unknown, warn
 from device.health.usb import UsbDevice, usb_device, usb_devices
 from device.runners import AUTO, EDGETPU
@@ -26,11 +26,15 @@ from reader.errors import BundleError, SonoglanceError
 from reader.runner import LITERT, ONNX
 from reader.signing import KEYS_VARIABLE, check_trust
 
-SOURCE_MODE = re.compile(r" (\d+)x(\d+) (\S+)(?: ([\d.]+)/s)?$")
+SOURCE_MODE = re.compile(r" (\d{1,5})x(\d{1,5}) (\S+)(?: (\d{1,5}(?:\.\d{1,5})?)/s)?$", re.ASCII)
 """A grabber's mode as its name ends (device.capture.driver.Mode)."""
 NO_DEVICE = "no-device"
 """The bedside reader's state without a grabber."""
 PLUG_IN = "plug the grabber in firmly; see source.device and lsusb"
+STARTING = "starting"
+"""The one before its first frame."""
+LEAST = 0.05
+"""Frames a second; of fewer, 0.0 would be told."""
 SLOWEST = 0.8
 """The share of the rate asked for below which frames arrive too seldom."""
 USB_2 = 480
@@ -40,7 +44,7 @@ CORAL = ("1a6e:089a", "18d1:9302")
 FALLEN_BACK = re.compile("(no-)?accelerator|slow-runtime|onnx-fallback")
 """Badges of a runner that is not the one that was wanted."""
 LIBRARY_PLACES = ("usr/lib", "usr/lib/*-linux-gnu*", "usr/local/lib")
-FAILED = "FAIL"
+FAILED, TOO_FEW = "FAIL", "TOO FEW TO SHOW"
 GOLDEN_DEADLINE = 60.0
 """Seconds: networks are loaded, on a slow box."""
 
@@ -108,7 +112,7 @@ class GrabberCheck(Check):
     second, its USB speed. While the bedside reader runs, all is taken from what it tells.
 
     Warns where size or rate fall short of what was asked for, where fewer than 80 % of the frames arrive, and
-    where the source is no grabber at all; fails where the grabber is not there.
+    where the source is no grabber at all; fails where the grabber is not there, or gives no frames.
 
     Plug it in firmly, into a blue (USB 3) socket where it falls short; name it by VID:PID (`lsusb`) in
     `source.device`; ask for a mode that it has (docs/grabber.md).
@@ -159,7 +163,11 @@ class GrabberCheck(Check):
         if not isinstance(fps, (int, float)):
             return
         text = f"{fps:.1f} frames a second arrive"
-        if 0 < fps < SLOWEST * rate:
+        if running.get("state") == STARTING:
+            yield unknown(f"{text} so far: it is starting")
+        elif fps < LEAST:
+            yield fail(text, PLUG_IN)
+        elif fps < SLOWEST * rate:
             yield warn(
                 f"{text}, fewer than {SLOWEST:.0%} of them", "see temperature, power, and the USB socket"
             )
@@ -204,8 +212,8 @@ class BundleCheck(Check):
     """The model bundle: whether it is whole, who signed it and whether that is trusted here, and what its
     quantization gate said.
 
-    Warns where it is accepted only because no key is trusted here, or its quantization was not judged; fails
-    where it is damaged, not trusted, or failed its gate.
+    Warns where it is accepted only because no key is trusted here, or its quantization was not judged, or on
+    too few pictures; fails where it is damaged, gone, not trusted, or failed its gate.
 
     Copy the bundle again; put the signer's key into /etc/sonoglance/keys (docs/signing.md); use another
     bundle.
@@ -214,6 +222,10 @@ class BundleCheck(Check):
     name = "bundle"
 
     def _findings(self, box: Box) -> Iterator[Finding]:
+        chosen = box.path(f"{PROGRAMS}/current/bundle")
+        if chosen.is_symlink() and not chosen.exists() and "reader.bundle" not in box.loaded.given:
+            advice = "put the stick with the bundle in again, or install again"
+            yield fail(f"{chosen} leads to nothing: {chosen.readlink()} is gone", advice)
         try:
             bundle = load_bundle(box.bundle)
             trust = check_trust(bundle, _keys(box))
@@ -230,6 +242,9 @@ class BundleCheck(Check):
             yield fail(
                 "its int8 network failed the quantization gate", "do not rely on it: use another bundle"
             )
+        elif outcome == TOO_FEW:
+            text = f"quantization gate: {outcome}, too few pictures with findings to tell what int8 cost"
+            yield warn(text, "use a bundle that was judged on more")
         elif outcome is None:
             yield warn("what int8 cost was never measured", "convert it anew, with its report")
         else:
@@ -295,10 +310,15 @@ class RunnerCheck(Check):
     def _findings(self, box: Box) -> Iterator[Finding]:
         asked = box.config.reader.runner
         if box.running is not None:
-            badges = ", ".join(filter(FALLEN_BACK.match, map(str, box.running.get("badges", ()))))
-            text = f"asked for {asked}, running on {box.running.get('runner') or 'nothing yet'}"
-            advice = "see the accelerator's plug and power, and journalctl -u sonoglance"
-            yield warn(f"{text} ({badges})", advice) if badges else ok(text)
+            told, runner = box.running.get("badges"), box.running.get("runner")
+            shown = map(str, told) if isinstance(told, list) else ()
+            badges = ", ".join(filter(FALLEN_BACK.match, shown))
+            text = f"asked for {asked}, running on {runner or 'nothing yet'}"
+            if badges:
+                advice = "see the accelerator's plug and power, and journalctl -u sonoglance"
+                yield warn(f"{text} ({badges})", advice)
+            else:
+                yield ok(text) if runner else unknown(text)
         else:
             yield ok(f"asked for {asked}")
         if asked == ONNX and not importlib.util.find_spec("onnxruntime"):

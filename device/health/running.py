@@ -8,13 +8,11 @@ from collections.abc import Iterator
 
 from device.health.box import FRESH, Box
 from device.health.check import Check, Finding, fail, ok, unknown, warn
-from device.service import FRESH as LATEST
-from device.service import OF_THE_SOURCE
+from device.service import LATE
 from device.settings.config import ANY_PANEL, GPIO_PANEL
 from firmware_bridge.link import LINKED
 
-OF_THE_HAND = ("no-contact", "not-lung", "held")
-"""Reasons for no reading that are part of scanning."""
+OF_THE_SOURCE = ("no-device", "no-signal", "frozen", "no-beam", "geometry-changed")
 OF_THE_BOX = ("no-reader", "stale", "starting")
 SLOW_READ = 150.0
 """Milliseconds that reading a frame may take: a Raspberry Pi 4 needs some 30."""
@@ -53,10 +51,10 @@ class ReadingCheck(Check):
         state = str(told.get("state"))
         text = f"{state}, {told.get('reading')} readings, heartbeat in time for {told.get('healthy_s')} s"
         if not told.get("fed"):
-            yield fail(f"{text}: late by over {LATEST:g} s", advice)
+            yield fail(f"{text}: late by over {LATE:g} s", advice)
         elif state in OF_THE_BOX:
             yield fail(text, advice)
-        elif state in OF_THE_SOURCE and state not in OF_THE_HAND:
+        elif state in OF_THE_SOURCE:
             cause = f" ({told['cause']})" if told.get("cause") else ""
             yield warn(f"{text}{cause}", "see that the scanner is on, its cable, and docs/bedside.md")
         else:
@@ -91,7 +89,9 @@ class PanelCheck(Check):
             yield fail(f"{link or 'not begun'}: {detail or asked.connection}", "see its plug; docs/panel.md")
             return
         yield ok(f"linked: {detail}")
-        battery = box.running.get("battery_mv") or 0
+        battery = box.running.get("battery_mv")
+        if not isinstance(battery, (int, float)):
+            return
         if 0 < battery < asked.battery_low:
             yield warn(f"its battery has {battery / 1e3:.2f} V", "charge or replace the panel's battery")
         elif battery:
@@ -106,15 +106,17 @@ class PanelCheck(Check):
             there = [connection] if box.path(connection.lstrip("/")).exists() else []
         if not there:
             return fail(f"{connection}: nothing is plugged in", "see its plug; docs/panel.md")
-        return ok(f"{connection}: {', '.join(there)} (the bedside reader does not run)")
+        return unknown(
+            f"{connection}: {', '.join(there)}; whether it is linked only the bedside reader tells"
+        )
 
 
 class Display(Check):
     """The screen: which sockets have one plugged in (DRM connectors), whether a display server answers, and
     what the bedside reader draws on.
 
-    Warns where a screen is wanted and none is plugged in; fails where the bedside reader draws nowhere though
-    a screen is there.
+    Warns where a screen is wanted and none is plugged in, even if a display server answers; fails where the
+    bedside reader draws nowhere though a screen is there.
 
     Plug the screen in before switching on; `journalctl -u sonoglance`; set `screen.display` to none if there
     is to be none.
@@ -135,7 +137,7 @@ class Display(Check):
         drawn = str(box.running.get("display", "")) if box.running is not None else ""
         if box.running is not None and drawn in NO_DISPLAY and (plugged or servers):
             yield fail(f"the bedside reader draws nowhere; {text}", "journalctl -u sonoglance; restart it")
-        elif not (plugged or servers) and (connectors or drawn in NO_DISPLAY):
+        elif not plugged and (connectors or not servers):
             advice = "plug a screen in, or set screen.display to none"
             yield warn(text, advice) if box.installed else unknown(text)
         else:
