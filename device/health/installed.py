@@ -24,7 +24,7 @@ NOT_WANTED = "exec-condition"
 """systemd's result for a unit whose own condition said that it is not needed (systemd.service(5))."""
 MOST_UNREACHABLE = 3
 """Files that are named of those with wrong owners."""
-UNFORTUNATE = (REFUSED, FAILED, WAITING, ROLLED_BACK)
+UNFORTUNATE = (REFUSED, FAILED, WAITING)
 """What an update's history calls the ways in which nothing came of it."""
 MOST_MISTAKES = 3
 """Mistakes of the configuration that are told."""
@@ -215,6 +215,9 @@ class Update(Check):
         last = next(reversed(list(installation.happened())), None)
         if last is None:
             yield ok("no update so far")
+        elif last.what == ROLLED_BACK:
+            text = f"last: {last.before} was put back at {last.at}: {last.reason}"
+            yield warn(text, "go on with the present one; send the file of doctor --bundle to support")
         elif last.what in UNFORTUNATE:
             text = f"last: {last.what} {last.file} at {last.at}: {last.reason}"
             yield warn(text, "put the stick in again, made anew as the reason says")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 
@@ -39,6 +40,10 @@ class ReadingCheck(Check):
     def _findings(self, box: Box) -> Iterator[Finding]:
         advice = "journalctl -u sonoglance; systemctl restart sonoglance"
         told = box.health
+        folder = box.path("run/sonoglance")
+        if told is None and folder.is_dir() and not os.access(folder, os.X_OK):
+            yield unknown("what it tells of itself is not yours to see", "run: sudo sonoglance doctor")
+            return
         if told is None:
             bad = fail("the bedside reader tells nothing of itself: it does not run", advice)
             yield bad if box.installed else unknown("the bedside reader is not installed as a service here")
