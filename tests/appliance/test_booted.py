@@ -99,7 +99,7 @@ def test_a_release_that_fails_is_taken_back_and_the_units_with_it(box: Box) -> N
     until(lambda: box.reads(switched) and box.health()["release"] == old, "the old release reads")
     assert (home / "current").readlink().name == old
     assert '"rolled-back", "from": "9.9.9"' in (home / "history.jsonl").read_text()
-    assert "the bedside reader" in box.show(SERVICE, "Description")
+    until(lambda: "the bedside reader" in box.show(SERVICE, "Description"), "the old unit")
 
 
 def test_on_a_read_only_root_the_exam_comes_through_a_power_cut(root: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ ExecStart=
 ExecStart=/opt/sonoglance/current/program/bin/sonoglance update stick /stick
 ExecStopPost=
 """
-"""A container has no disks: the unit looks into a folder, with all its other limits."""
+"""A container has no disks, and its systemd waits in vain for one: the unit looks into a folder, with
+all its other limits. A disk takes a whole machine."""
 MAKE = """#!/bin/sh
 # The installed program under another version, but for what it is called to do.
 set -eu

@@ -89,11 +89,18 @@ def test_upgrades_leave_configuration_exams_and_the_bundle_in_use_alone_as_does_
     assert (box.home / "current" / "bundle").resolve() == box.home / "bundles" / "lungs-7.zip"
     assert history(box)[1:] == [("installed", "1.0.0", "1.1.0+lungs-7")]
 
-    assert box.run(small_file("1.2.0")).returncode == 0
+    newest = small_file("1.2.0")
+    assert box.run(newest).returncode == 0
     kept = sorted(path.name for path in (box.home / "programs").iterdir())
     assert kept == ["1.1.0", "1.2.0"], "this program and the one before, no more"
 
-    done = box.run(small_file("1.2.0"), "--uninstall")
+    assert "nothing to change" in box.run(newest).stdout
+    assert sorted(path.name for path in (box.home / "programs").iterdir()) == kept, "the way back stays"
+
+    refused = box.run(newest, "--uninstall", before=("flock", str(box.home)))
+    assert refused.returncode == 1
+    assert "under way" in refused.stderr
+    done = box.run(newest, "--uninstall")
     assert done.returncode == 0, done.stderr
     left = [path for path in box.root.rglob("*") if not path.is_dir()]
     assert sorted(left) == sorted([configuration, exam])
