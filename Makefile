@@ -15,7 +15,7 @@ DEBIAN ?= bookworm trixie
 
 DESKTOP := xvfb x11-xkb-utils xdotool gcc libc6-dev chromium orthanc dcmtk dicom3tools tesseract-ocr poppler-utils \
 	gcc-avr avr-libc libsimavr-dev libelf-dev cppcheck avrdude arduino-core-avr systemd mosquitto shellcheck \
-	cage xwayland
+	cage xwayland e2fsprogs
 MACHINE := qemu-system-x86 linux-image-amd64 busybox-static cpio kmod udev dmsetup e2fsprogs
 CONTAINER := mmdebstrap systemd-container
 
@@ -28,7 +28,7 @@ test: $(DESK)/.done
 	@PATH=$$PATH:/usr/sbin; \
 	{ command -v Xvfb && command -v xdotool && command -v gcc && command -v chromium && command -v Orthanc \
 	  && command -v dcmdump && command -v dciodvfy && command -v tesseract && command -v pdftoppm \
-	  && command -v avr-gcc && command -v cppcheck && command -v avrdude && command -v systemd-analyze && command -v mosquitto && command -v cage && command -v Xwayland && command -v shellcheck && ls /usr/include/simavr /usr/include/libelf.h /usr/share/arduino/hardware/arduino/avr; } >/dev/null \
+	  && command -v avr-gcc && command -v cppcheck && command -v avrdude && command -v systemd-analyze && command -v mosquitto && command -v cage && command -v mke2fs && command -v Xwayland && command -v shellcheck && ls /usr/include/simavr /usr/include/libelf.h /usr/share/arduino/hardware/arduino/avr; } >/dev/null \
 	  || { apt-get update -qq && apt-get install -y -qq $(DESKTOP) >/dev/null; } \
 	  || echo "tests of windows, pages, DICOM, accelerators, the panel and the appliance need: sudo apt-get install $(DESKTOP)"
 	$(MAKE) lint
