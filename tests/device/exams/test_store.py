@@ -766,8 +766,11 @@ def test_an_exam_is_sent_once_to_each_destination_in_order(store: Store) -> None
 def test_root_leaves_nothing_in_another_users_store(tmp_path: Path) -> None:
     folder = tmp_path / "exams"
     Store(folder).close()
-    os.chown(folder, 65534, 65534)
+    try:
+        os.chown(folder, 65534, 65534)
+    except OSError:
+        pytest.skip("here no file can be given away")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(StoreError, match="sudo -u nobody sonoglance"):
+    with pytest.raises(StoreError, match="sudo -u .* sonoglance"):
         Store(folder)
     assert sorted(tmp_path.rglob("*")) == before
