@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from device.capture.devices import grabber_name
+from device.capture.devices import V4L2
 from device.capture.live import Arrived, Capture, Trouble
 from device.capture.sources import Source
 from device.clock import now
@@ -67,7 +67,7 @@ REACTION = 0.3
 """Seconds after a change on the screen within which nobody can have answered to it (simple reactions to light
 take about 0.2 s: Woods and others, doi:10.3389/fnhum.2015.00131)."""
 CONFIG_BROKEN = "config-broken"
-PHANTOM = "phantom"
+PHANTOM, DEMO = "phantom", "demo"
 PRIVATE = (PAIRING_CODE, PATIENT)
 """What badges begin with that are for those at the box only."""
 STALE, STARTING, NO_DEVICE, NO_READER = "stale", "starting", "no-device", "no-reader"
@@ -339,8 +339,8 @@ class Bedside:
             "read_ms": round(newest.read_ms, 2) if newest is not None else None,
             "fps": round(screen.fps, 1),
             "busy": self.exams is not None and self.exams.under_way,
-            # A file's name may be a patient's.
-            "source": grabber_name(self.settings.source.device),
+            # A file's name may be a patient's; a grabber's is its own, with its mode.
+            "source": screen.source if self.settings.source.device.startswith((V4L2, DEMO)) else "file",
             "grabber": self._capture_badge,
             "runner": self.runner.name,
             "display": type(self.display).__name__.lower(),

@@ -75,6 +75,7 @@ class Heartbeat:
         """``folder``: where the health file goes; None for nowhere."""
         self._file = folder / HEALTH_FILE if folder is not None else None
         self._compositor = CompositorWatch()
+        self._program = version("sonoglance")
         self._last_read_at = -1.0
         self._beat_at: float | None = None
         self._healthy_since = 0.0
@@ -139,7 +140,7 @@ class Heartbeat:
             "wall": wall_time(),
             "pid": os.getpid(),
             "release": release_name(),
-            "program": version("sonoglance"),
+            "program": self._program,
             "state": reading.state,
             "cause": reading.cause,
             "fed": self.fed,

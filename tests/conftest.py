@@ -48,6 +48,16 @@ def need(there: object, what: str, packages: str) -> None:
         pytest.skip(f"no {what}; install it: sudo apt-get install {packages}")
 
 
+def need_right(what: str, *command: str) -> None:
+    """Skip a test where the system forbids ``command``, which does nothing but use the right: no test can
+    give itself one that its container lacks, in CI as little as elsewhere."""
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(
+            f"{what} is forbidden here ({tried.stderr.strip()}); run the tests as root, or with that right"
+        )
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The development data: real clips, which are not part of the project."""

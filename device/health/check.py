@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -53,7 +54,7 @@ class Result:
     advice: str
 
 
-class Check:
+class Check(ABC):
     """A check, by its name. Its docstring has three paragraphs: what it looks at, when it warns or fails, and
     what to do then; docs/doctor.md is made of them.
 
@@ -77,6 +78,6 @@ class Check:
         advice = dict.fromkeys(each.advice for each in found if each.advice)
         return Result(self.name, found[0].state, "; ".join(texts), "; ".join(advice))
 
+    @abstractmethod
     def _findings(self, box: Box) -> Iterator[Finding]:
         """What is found, at least one thing."""
-        raise NotImplementedError

@@ -38,7 +38,7 @@ ZIP_END = struct.Struct("<4s4H2LH")
 ZIP_FIRST = struct.Struct("<4s5H3L2H")
 """The end record and the first record of a zip file (PKWARE's APPNOTE, 4.3.16 and 4.3.7)."""
 BAD_ZIP = (zipfile.BadZipFile, RuntimeError, ValueError)
-"""What zipfile raises over a list of files (RuntimeError: NotImplementedError, for what it lacks)."""
+"""What zipfile raises over a list of files; RuntimeError for compressions and versions that it lacks."""
 LARGEST_BUNDLE = 256 * 2**20
 MOST_PACKED = 100
 """How many times smaller than its content a bundle's zip is, at most; of deflate, a thousand times is."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from systemd import appliance
-from tests.conftest import ROOT
+from tests.conftest import ROOT, need_right
 
 PYTHON = "{}.{}".format(*sys.version_info)
 WHEN = 1_700_000_000
@@ -177,6 +177,5 @@ def box(tmp_path: Path) -> Box:
 def offline() -> tuple[str, ...]:
     """The command that runs another where there is no network at all."""
     command = ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--map-root-user", "--net")
-    if subprocess.run([*command, "true"], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody have a network namespace of their own")
+    need_right("a network namespace", *command, "true")
     return command

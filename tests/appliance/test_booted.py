@@ -34,7 +34,7 @@ def root() -> Path:
     need(shutil.which("mmdebstrap") and shutil.which("systemd-nspawn"), "mmdebstrap and systemd-nspawn",
          "mmdebstrap systemd-container")  # fmt: skip
     if os.geteuid():
-        pytest.skip("only root may boot a container")
+        pytest.skip("only root may boot a container: sudo make test-appliance")
     return prepare()
 
 

@@ -57,7 +57,7 @@ def box(workshop: Workshop, stick: Path, tmp_path_factory: pytest.TempPathFactor
     need(shutil.which("mmdebstrap") and shutil.which("systemd-nspawn"), "mmdebstrap and systemd-nspawn",
          "mmdebstrap systemd-container")  # fmt: skip
     if os.geteuid():
-        pytest.skip("only root may boot a container")
+        pytest.skip("only root may boot a container: sudo make test-appliance")
     folder = tmp_path_factory.mktemp("box")
     keys, drop_in = folder / "keys", folder / "stick-drop-in"
     keys.mkdir()

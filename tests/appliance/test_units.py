@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, need
+from tests.conftest import ROOT, need, need_right
 
 SYSTEMD = ROOT / "systemd"
 UNITS = sorted((SYSTEMD / "units").glob("*.service"))
@@ -346,8 +346,7 @@ def test_what_was_placed_but_not_heeded_before_a_power_cut_is_heeded_once_more(b
 
 def test_on_a_full_disk_a_release_that_fails_is_taken_back_all_the_same(box: Box, tmp_path: Path) -> None:
     full = ["unshare", "--mount", "--map-root-user"]
-    if subprocess.run([*full, "true"], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody have mounts of their own")
+    need_right("a mount namespace", *full, "true")
     box.release("0.1.0")
     box.release("0.2.0")
     box.on_trial("0.1.0", "0.2.0", starts=1)
@@ -409,8 +408,7 @@ def test_a_newer_launch_is_tried_with_its_release_and_goes_back_with_it(box: Box
 def test_the_program_has_a_compositor_of_its_own_where_one_comes_up(box: Box) -> None:
     need(shutil.which("cage") and shutil.which("Xwayland"), "cage and Xwayland", "cage xwayland")
     box.point_to(box.release("0.1.0"))
-    if subprocess.run(["unshare", "--user", "true"], capture_output=True).returncode:
-        pytest.skip("this container may make no user namespace, and cage does not run as root")
+    need_right("a user namespace, without which cage sees root and refuses,", "unshare", "--user", "true")
     headless = {"WLR_BACKENDS": "headless", "WLR_RENDERER": "pixman"}
     # Cage refuses to run as root, whom it is no use to drop.
     done = box.call("run", by=("unshare", "--user"), **headless)

@@ -40,7 +40,7 @@ from reader.bundle import CHECKSUMS, DEFAULT_BUNDLE, GOLDEN, MANIFEST, load_bund
 from reader.clips import Frame
 from reader.reader import Reading
 from reader.signing import generate_key, sign_bundle
-from tests.conftest import ROOT, need
+from tests.conftest import ROOT, need, need_right
 from tests.device.web.samples import phantom_beam, sample_exam
 
 DOCTOR = (sys.executable, "-m", "sonoglance", "doctor")
@@ -302,9 +302,7 @@ def test_an_update_that_would_be_lost_is_warned_of(root: Path) -> None:
 def test_real_file_systems_that_forget_or_are_full(tmp_path: Path) -> None:
     """In a mount name space of its own, so that nothing of this machine changes."""
     need(shutil.which("unshare"), "unshare", "util-linux")
-    trial = subprocess.run(["unshare", "-rm", "true"], capture_output=True, text=True, check=False)
-    if trial.returncode != 0:
-        pytest.skip(f"no mount name space may be made here: {trial.stderr.strip()}")
+    need_right("a mount namespace", "unshare", "-rm", "true")
     state = tmp_path / "state"
     state.mkdir()
     script = """

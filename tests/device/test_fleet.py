@@ -767,7 +767,7 @@ def test_what_is_shown_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest
     assert not usual.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lock others out")
+@pytest.mark.skipif(os.geteuid() != 0, reason="it tests what root is refused: run the tests as root")
 def test_root_leaves_no_files_in_the_services_folder(tmp_path: Path) -> None:
     box = Box(tmp_path, None, 1)
     os.chown(box.state, 65534, 65534)

@@ -20,6 +20,7 @@ from device import commands
 from device.errors import StoreError
 from device.exams.exam import Patient
 from device.exams.store import Store
+from device.health.picture import SOURCE_MODE
 from device.loop import NO_FRAME, Bedside
 from device.news import UpdateNews
 from device.results import Results
@@ -29,7 +30,7 @@ from device.web.live import LivePicture
 from device.web.live_door import LiveDoor, LiveGuest
 from reader.bundle import Bundle
 from reader.reader import Reading
-from tests.conftest import ROOT, need
+from tests.conftest import ROOT, need, need_right
 from tests.device.test_loop import (
     Hanging,
     Playing,
@@ -117,7 +118,7 @@ def test_systemd_hears_of_what_was_shown_and_nothing_while_the_process_hangs(
         health = json.loads((tmp_path / "health.json").read_text())
         assert health["pid"] == run.pid
         assert health["bundle"].startswith("lus-opacity ")
-        assert health["source"] == "demo"
+        assert health["source"] == "phantom"
         run.terminate()
         assert run.wait(PATIENCE) == 0
 
@@ -153,7 +154,9 @@ def test_a_hung_reader_does_not_beat_while_its_reason_is_shown(
     beating(default_bundle, tmp_path, display, runner).run(scripted(script), live=True)
     runner.let_go.set()
     assert heard == [], "a reason that a new start would mend kept the watchdog quiet"
-    assert json.loads((tmp_path / "health.json").read_text())["state"] == "no-reader"
+    health = json.loads((tmp_path / "health.json").read_text())
+    assert health["state"] == "no-reader"
+    assert SOURCE_MODE.search(health["source"]), "the doctor judges the grabber's mode by it"
 
 
 def test_a_grabber_that_is_away_beats_on(
@@ -178,8 +181,7 @@ def test_a_grabber_that_is_away_beats_on(
 
 def test_a_compositor_that_hangs_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need(shutil.which("cage"), "cage", "cage xwayland")
-    if subprocess.run(["unshare", "--user", "true"], capture_output=True).returncode:
-        pytest.skip("this container may make no user namespace, and cage does not run as root")
+    need_right("a user namespace, without which cage sees root and refuses,", "unshare", "--user", "true")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     headless = {"WLR_BACKENDS": "headless", "WLR_RENDERER": "pixman", "WLR_LIBINPUT_NO_DEVICES": "1"}
     name = tmp_path / "name"

@@ -762,14 +762,14 @@ def test_an_exam_is_sent_once_to_each_destination_in_order(store: Store) -> None
     assert store.events(second.id)[-1].what == "exam-queued"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lock others out of their store")
+@pytest.mark.skipif(os.geteuid() != 0, reason="it tests what root is refused: run the tests as root")
 def test_root_leaves_nothing_in_another_users_store(tmp_path: Path) -> None:
     folder = tmp_path / "exams"
     Store(folder).close()
     try:
         os.chown(folder, 65534, 65534)
     except OSError:
-        pytest.skip("here no file can be given away")
+        pytest.skip("this root may give no file to another user: a user namespace holds it")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StoreError, match=r"sudo -u .+ sonoglance"):
         Store(folder)
