@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -195,7 +196,8 @@ class Listener:
     def __init__(self, mosquitto: Mosquitto, user: tuple[str, str] | None = None) -> None:
         self.heard: list[tuple[str, bytes]] = []
         self._more: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._client = Client(CallbackAPIVersion.VERSION2, client_id="listener", clean_session=False)
+        itself = f"listener-{uuid.uuid4().hex}"  # of two that share a name the broker drops the elder
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id=itself, clean_session=False)
         if user:
             self._client.username_pw_set(*user)
         self._client.reconnect_delay_set(1, 1)
