@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,6 +14,10 @@ from numpy.typing import NDArray
 
 from reader.phantom import Act, Phantom
 from tests.conftest import write_clip
+
+if TYPE_CHECKING:
+    from training.datasets import Task
+    from training.runs import Run
 
 Image = NDArray[np.uint8]
 
@@ -60,19 +65,31 @@ def lungs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_index(folder, [*rows, ("black.png", "normal", f"{SURNAME}0")])
 
 
-@pytest.fixture(scope="session")
-def run(lungs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cross-validated run of the smallest network at the smallest size."""
-    from training.datasets import for_task, load_samples, load_task
+def small_run(lungs: Path, task: Task, out: Path) -> Run:
+    """A cross-validated run of the smallest network at the smallest size, really trained for a moment.
+
+    What tells the labels apart without looking at a lung is left out: on each data set it takes longer than
+    the training, and has tests of its own.
+    """
+    from training import runs
+    from training.datasets import for_task, load_samples
     from training.fitting import Recipe
     from training.folds import Folds
-    from training.runs import Plan, train
 
-    task = load_task("lus-opacity")
     recipe = Recipe.of("scratch", size=96, epochs=6, frames_a_clip=4, batch=8, learning_rate=3e-3, ema=0.0)
+    plan = runs.Plan(recipe, Folds(2), command="made in a test", found_at={"folder": str(lungs)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "confounds_of", lambda *_: {})
+        return runs.train(for_task(load_samples(lungs), task), task, plan, out)
+
+
+@pytest.fixture(scope="session")
+def run(lungs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``small_run`` on lungs of two labels."""
+    from training.datasets import load_task
+
     out = tmp_path_factory.mktemp("runs") / "run"
-    plan = Plan(recipe, Folds(2), command="made in a test", found_at={"folder": str(lungs)})
-    train(for_task(load_samples(lungs), task), task, plan, out)
+    small_run(lungs, load_task("lus-opacity"), out)
     return out
 
 

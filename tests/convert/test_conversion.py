@@ -56,7 +56,8 @@ class Made:
 
 
 def converted(*arguments: object, out: Path, code: int = 0) -> Made:
-    assert main(["convert", *map(str, arguments), "--out", str(out)]) == code
+    """In this process, and TFLite alone."""
+    assert main(["convert", *map(str, arguments), "--onnx", "none", "--out", str(out)]) == code
     folder = out.with_name(out.name + "-report")
     return Made(load_bundle(out), json.loads((folder / "report.json").read_text()), folder)
 

@@ -15,7 +15,7 @@ from reader.clips import Frame
 from reader.patterns import clip_patterns
 from reader.reader import Reader
 from tests.conftest import ROOT
-from tests.convert.conftest import still
+from tests.convert.conftest import small_run, still
 from training import patterns
 from training.datasets import DataError, PatternRule, Sample, for_task, load_samples, load_task
 from training.runs import Run, load_run
@@ -83,15 +83,8 @@ def lungs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(lungs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    from training.fitting import Recipe
-    from training.folds import Folds
-    from training.runs import Plan, train
-
     task = replace(load_task("lus-opacity"), patterns=(DUST, B_LINES, RARE))
-    recipe = Recipe.of("scratch", size=96, epochs=6, frames_a_clip=4, batch=8, learning_rate=3e-3, ema=0.0)
-    out = tmp_path_factory.mktemp("runs") / "run"
-    plan = Plan(recipe, Folds(2), command="made in a test", found_at={"folder": str(lungs)})
-    return train(for_task(load_samples(lungs), task), task, plan, out)
+    return small_run(lungs, task, tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_what_is_in_the_picture_is_supported_and_what_is_not_is_not(run: Run) -> None:
