@@ -2,7 +2,8 @@
 # make test: everything else, then lint, types, house rules and tests.
 # make appliance: one offline file for other boxes, in build/. make install: this machine becomes a box.
 # make test-capture: capture on a real kernel's V4L2 and power cuts, in a small virtual machine.
-# make test-appliance: a box installed, booted in a container, hung, updated and rolled back (as root).
+# make test-appliance: a box installed, booted in a container, hung, updated and rolled back; and a whole one in
+#   a virtual machine, with a stick (as root).
 # make test-arm64: the wheel and the offline file on an emulated arm64, compared with this machine.
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ DESKTOP := xvfb x11-xkb-utils xdotool gcc libc6-dev chromium orthanc dcmtk dicom
 	gcc-avr avr-libc libsimavr-dev libelf-dev cppcheck avrdude arduino-core-avr systemd mosquitto shellcheck \
 	cage xwayland e2fsprogs
 MACHINE := qemu-system-x86 linux-image-amd64 busybox-static cpio kmod udev dmsetup e2fsprogs
-CONTAINER := mmdebstrap systemd-container
+CONTAINER := $(MACHINE) mmdebstrap systemd-container dosfstools mtools
 
 .PHONY: demo test appliance install test-capture test-appliance test-arm64 lint clean
 
@@ -44,7 +45,7 @@ install: $(DEVICE)/.done
 	$$(test "$$(id -u)" = 0 || echo sudo) sh $$(ls -t build/sonoglance-*-$$(uname -m).run | head -n 1)
 
 test-appliance: $(DESK)/.done
-	@{ command -v mmdebstrap && command -v systemd-nspawn; } >/dev/null 2>&1 \
+	@{ command -v mmdebstrap && command -v systemd-nspawn && command -v mcopy && command -v qemu-system-x86_64; } >/dev/null 2>&1 \
 	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CONTAINER) >/dev/null; } \
 	  || echo "needs: sudo apt-get install $(CONTAINER)"
 	$(DESK)/bin/python -m pytest -m appliance tests/appliance

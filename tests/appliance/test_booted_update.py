@@ -24,7 +24,7 @@ ExecStart=/opt/sonoglance/current/program/bin/sonoglance update stick /stick
 ExecStopPost=
 """
 """A container has no disks, and its systemd waits in vain for one: the unit looks into a folder, with
-all its other limits. A disk takes a whole machine."""
+all its other limits. With a disk: ``test_stick.py``."""
 MAKE = """#!/bin/sh
 # The installed program under another version, but for what it is called to do.
 set -eu
