@@ -57,7 +57,7 @@ class ClipTaker:
 
     @property
     def seconds_wanted(self) -> float:
-        """How long the clip under way, or the next one, will last at most."""
+        """How long the clip under way, or the next one, is to last."""
         return LONGEST if self.writer is not None and not self.automatic else self._wanted
 
     def saw(self, reading: Reading, by_itself: bool) -> ClipWriter | None:
@@ -101,10 +101,12 @@ class ClipTaker:
         """Whether the clip under way ends before this reading's frame."""
         if writer.failed or not 0 <= at - self._last_at <= LOST_FOR or not _same(writer.beam, reading.beam):
             return True
+        over = at - self._began_at > LONGEST
         if not self.automatic:
-            return at - self._began_at > LONGEST
+            return over
         lost = self._poor_since is not None and at - self._poor_since >= LOST_FOR
-        return lost or at - self._began_at > self._wanted
+        # What was recorded counts: with a frame missing at its end a clip would be too short to be kept.
+        return over or lost or writer.seconds >= self._wanted
 
     def _rested_and_good(self, at: float) -> bool:
         return self._rested and self._good_since is not None and at - self._good_since >= GOOD_FOR

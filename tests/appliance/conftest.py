@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,14 @@ PYTHON = "{}.{}".format(*sys.version_info)
 WHEN = 1_700_000_000
 KEPT = 3
 """Offline files of this many states of the checkout are kept."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_pip() -> Iterator[None]:
+    """In a fresh checkout wheels come over the network: pip tries again for a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_RETRIES", "8")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -371,19 +372,16 @@ def test_on_a_full_disk_a_release_that_fails_is_taken_back_all_the_same(box: Box
 def test_short_lives_are_followed_by_longer_and_longer_rests(box: Box) -> None:
     box.point_to(box.release("0.1.0"))
     starts = box.root / "run" / "sonoglance.starts"
-    now = int(float(Path("/proc/uptime").read_text().split()[0]))
-    rests = []
-    for short in (0, 3):
-        process = box.begin("start-pre")
-        process.kill()
-        process.communicate()
+    for short, rests in ((0, []), (3, [1])):
+        now = int(float(Path("/proc/uptime").read_text().split()[0]))
         starts.write_text(f"{now} {short}\n")
         began = time.monotonic()
-        subprocess.run(
-            ["sh", box.launch, "start-pre"], env=os.environ | {"SONOGLANCE_ROOT": str(box.root)}, check=True
-        )
-        rests.append(time.monotonic() - began)
-    assert rests[0] < 1 <= rests[1]
+        done = subprocess.run(
+            ["sh", box.launch, "start-pre"], check=True, capture_output=True, text=True,
+            env=os.environ | {"SONOGLANCE_ROOT": str(box.root)},
+        )  # fmt: skip
+        assert [int(told) for told in re.findall(r"a rest of (\d+) s", done.stderr)] == rests
+        assert time.monotonic() - began >= sum(rests)
     assert starts.read_text().split()[1] == "4"
     starts.write_text("half a li")
     assert box.call("start-pre").returncode == 0

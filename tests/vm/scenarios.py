@@ -34,8 +34,10 @@ from firmware_bridge.wire import Button, Kind, Shown
 from tests.vm.usb_grabber import UsbGrabber
 from tests.vm.usb_panel import UsbPanel
 
-LIMIT = 30.0
+LIMIT = 120.0
 """Seconds that anything may take here; on a real machine the bound is one second."""
+STOPS = 5
+"""So often a process is held up at most, until a frame is seen that waited meanwhile."""
 REPLUGS = 20
 PANEL_REPLUGS = 5
 UNHEARD = 4.0
@@ -165,16 +167,20 @@ def webcam() -> Results:
         assert all(arrived.frame.image.shape == (180, 320, 3) for arrived in frames)
         yield "frames come in the mode asked for", {"name": webcam.grabber.name}
 
-        # Frames that wait in the kernel while the process is held up are as old as they are.
-        os.kill(webcam.child, signal.SIGSTOP)
-        stopped = now()
-        time.sleep(0.4)
-        continued = now()
-        os.kill(webcam.child, signal.SIGCONT)
-        stamps = [arrived.at for arrived in webcam.frames(5)]
-        assert any(stopped < stamp < continued for stamp in stamps), (stopped, stamps, continued)
-        assert stamps == sorted(stamps)
-        yield "the kernel's own times are kept", {"oldest s": round(continued - min(stamps), 2)}
+        # Frames that wait in the kernel while the process is held up are as old as they are. Whoever is late
+        # in taking them sees the newest only.
+        for _ in range(STOPS):
+            os.kill(webcam.child, signal.SIGSTOP)
+            stopped = now()
+            time.sleep(0.4)
+            continued = now()
+            os.kill(webcam.child, signal.SIGCONT)
+            stamps = [arrived.at for arrived in webcam.frames(5)]
+            assert stamps == sorted(stamps)
+            if waited := [stamp for stamp in stamps if stopped < stamp < continued]:
+                break
+        assert waited, (stopped, stamps, continued)
+        yield "the kernel's own times are kept", {"oldest s": round(continued - waited[0], 2)}
 
         before = webcam.grabber.damaged
         for _ in range(5):
@@ -404,6 +410,10 @@ class Host:
         """Wait until the panel shows what it was asked to."""
         return self.until(self._agreed)
 
+    def told(self, button: Button) -> list[Kind]:
+        """What was told of a button."""
+        return [pressed.kind for pressed in self.pressed if pressed.button == button]
+
     def for_seconds(self, seconds: float) -> None:
         """Go on reading for a while."""
         began = now()
@@ -429,6 +439,7 @@ def panel() -> Results:
         yield "a panel is found by its USB name", {"found s": found, "says": host.link.state.detail}
 
         gone, again = [], []
+        held = Button.NEXT, Button.RECORD
         for _ in range(PANEL_REPLUGS):
             device.press("freeze")
             host.until(lambda: bool(host.pressed))
@@ -438,13 +449,12 @@ def panel() -> Results:
             again.append(host.back())
             device.press("next")
             device.press("record")
-            host.until(lambda: len(host.pressed) == 5)
+            host.until(lambda: all(Kind.LONG in host.told(button) for button in held))
             host.for_seconds(0.5)
-            once = [(Button.FREEZE, Kind.PRESS)]
-            once += [
-                (button, kind) for kind in (Kind.PRESS, Kind.LONG) for button in (Button.NEXT, Button.RECORD)
-            ]
-            assert [(pressed.button, pressed.kind) for pressed in host.pressed] == once, host.pressed
+            assert {pressed.button for pressed in host.pressed} == {Button.FREEZE, *held}, host.pressed
+            assert all(host.told(button) == [Kind.PRESS, Kind.LONG] for button in held), host.pressed
+            # Pulling it may have taken long.
+            assert host.told(Button.FREEZE) in ([Kind.PRESS], [Kind.PRESS, Kind.LONG]), host.pressed
             host.pressed.clear()
         yield (
             f"a panel pulled and put in {PANEL_REPLUGS} times, every press told once",

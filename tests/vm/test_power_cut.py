@@ -12,7 +12,6 @@ import pytest
 from tests.vm.power_cut import Log, judge, record, summary
 
 pytestmark = pytest.mark.vm
-LIMIT = 290
 BOUNDARIES = REORDERINGS = 8
 
 
@@ -21,7 +20,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
     """Every write of one exam, from one boot."""
     results = tmp_path_factory.mktemp("power") / "results"
     try:
-        record(results, exams=1, limit=LIMIT)
+        record(results, exams=1)
     except LookupError as error:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no virtual machine here: {error}")
     return Log(results)

@@ -14,14 +14,13 @@ from tests.vm.power_cut import Log, record_from
 from tests.vm.update_cuts import WRITER, cuts_of, judge, summary
 
 pytestmark = pytest.mark.vm
-LIMIT = 290
 
 
 def test_after_a_power_cut_the_old_release_starts_or_the_new_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        record_from(WRITER, tmp_path / "results", LIMIT)
+        record_from(WRITER, tmp_path / "results")
     except LookupError as error:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no virtual machine here: {error}")
     log = Log(tmp_path / "results")

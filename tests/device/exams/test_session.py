@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ import pytest
 from device.errors import StoreError
 from device.exams import clips as clips_module
 from device.exams import keeping
+from device.exams import session as session_module
+from device.exams.clip_taker import SHORTEST
 from device.exams.clips import read_again
-from device.exams.exam import Exam
+from device.exams.exam import ClipReading, Exam
 from device.exams.protocols import load_protocol
 from device.exams.session import LOOK_FIRST, MESSAGES, ExamSession
 from device.exams.store import CLIPS, Store
@@ -82,6 +85,14 @@ class Bedside:
         for key in keys:
             assert self.session.press(key)
 
+    def look_anew(self, key: str) -> None:
+        """Press a key that has the exam looked at again, and wait until it was: a look that comes late would
+        see what is done to the exam afterwards."""
+        seen = f"{self.exam.comment}."
+        self.store.describe(self.id, "Ada", comment=seen)
+        self.press(key)
+        self.wait(lambda _: self.session.exam.comment == seen)
+
     def wait(self, until: Callable[[ExamPanel], bool]) -> ExamPanel:
         give_up = time.monotonic() + PATIENCE
         while not until(panel := self.panel):
@@ -116,8 +127,12 @@ def scanned(bedside: Bedside, story: list[Reading]) -> Bedside:
     return bedside
 
 
-def test_an_exam_without_hands(tmp_path: Path, default_bundle: Bundle, story: list[Reading]) -> None:
+def test_an_exam_without_hands(
+    tmp_path: Path, default_bundle: Bundle, story: list[Reading], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clips start and stop by themselves, each zone once, and a new one only after the probe was moved."""
+    # Frames come here much faster than the encoder takes them: all may wait.
+    monkeypatch.setattr(clips_module, "QUEUED_FRAMES", len(story))
     bedside = Bedside(tmp_path, default_bundle, clip_seconds=2.5, advance=True)
     first, second, third = (zone.name for zone in bedside.protocol.zones[:3])
     bedside.see(story, 0.0, 4.4)
@@ -141,8 +156,7 @@ def test_an_exam_without_hands(tmp_path: Path, default_bundle: Bundle, story: li
     assert [clip.automatic for clip in clips] == [True, True]
     reads = replace(default_bundle.manifest.reads, familiarity=None)
     for clip in clips:
-        # A busy machine may drop a frame at the end; it is counted and told.
-        assert clip.seconds == pytest.approx(2.5, abs=0.25)
+        assert clip.seconds == pytest.approx(2.5, abs=0.06)
         again = read_again(
             bedside.store.clip_path(clip), clip.times, clip.beam, reads, default_bundle.runner(2)
         )
@@ -266,6 +280,18 @@ def test_a_clip_cut_short_is_not_kept_and_that_is_told(
     assert not any(zone.clips for zone in bedside.exam.zones)
 
 
+def test_the_shortest_clip_is_long_enough_although_frames_are_missing(
+    tmp_path: Path, default_bundle: Bundle, story: list[Reading]
+) -> None:
+    """A slow box reads every third frame, and none of them comes just when the clip has lasted so long."""
+    bedside = Bedside(tmp_path, default_bundle, clip_seconds=SHORTEST)
+    bedside.see(story[::3], 0.0, 5.0)
+    assert bedside.settled().message == ""
+    (clip,) = bedside.exam.zones[0].clips
+    assert SHORTEST <= clip.seconds < SHORTEST + 0.12
+    bedside.session.close()
+
+
 def test_without_a_view_there_is_no_clip(bedside: Bedside, story: list[Reading]) -> None:
     bedside.see(story, 6.4, 7.0)
     bedside.press("r")
@@ -296,17 +322,28 @@ def test_an_exam_goes_on_where_it_was_left(
     assert scanned.panel.phase == "review"
 
 
-def test_an_exam_is_not_signed_while_a_clip_is_being_read(bedside: Bedside, story: list[Reading]) -> None:
+def test_an_exam_is_not_signed_while_a_clip_is_being_read(
+    bedside: Bedside, story: list[Reading], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, go_on = [0.0], threading.Event()
+
+    def read_later(*clip: Any) -> ClipReading:
+        go_on.wait(PATIENCE)
+        return read_again(*clip)
+
+    monkeypatch.setattr(session_module, "now", lambda: clock[0])
+    monkeypatch.setattr(keeping, "read_again", read_later)
     bedside.see(story, 0.0, 1.0)
     bedside.press("r")
     bedside.see(story, 1.0, 2.4)
     bedside.press("ee")
     assert (bedside.panel.phase, bedside.panel.message) == ("summary", ""), "one key held too long"
-    time.sleep(LOOK_FIRST)
+    clock[0] += LOOK_FIRST
     bedside.press("e")
     assert (bedside.panel.phase, bedside.panel.message) == ("summary", "wait-for-clips")
+    go_on.set()
     bedside.settled()
-    time.sleep(LOOK_FIRST)
+    clock[0] += LOOK_FIRST
     bedside.press("e")
     assert bedside.wait(lambda panel: panel.phase == "signed").zones[0].state == "normal"
     bedside.press("rnbacx2")
@@ -316,8 +353,7 @@ def test_an_exam_is_not_signed_while_a_clip_is_being_read(bedside: Bedside, stor
 def test_what_somebody_else_changed_since_the_summary_is_not_signed_unseen(
     bedside: Bedside, story: list[Reading]
 ) -> None:
-    bedside.press("e")
-    bedside.settled()
+    bedside.look_anew("e")
     zone = bedside.exam.zones[0].name
     bedside.store.add_reading(bedside.exam.id, zone, "opacity", 2, "", "Grace", False)
     time.sleep(LOOK_FIRST)
@@ -372,8 +408,7 @@ def test_what_the_store_refuses_is_never_shown_as_saved_and_is_tried_again(
 
 def test_the_user_can_give_up_what_was_refused(scanned: Bedside, story: list[Reading]) -> None:
     """Somebody else signs the exam meanwhile: nothing in it may change any more."""
-    scanned.press("n")
-    scanned.settled()
+    scanned.look_anew("n")
     scanned.see(story, 2.4, 3.4)
     scanned.press("r")
     scanned.see(story, 3.4, 4.4)

@@ -1,4 +1,4 @@
-"""A real Orthanc, its files in a folder of its own, on ports that the kernel gave."""
+"""A real Orthanc, its files in a folder of its own, on ports of its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.device.ports import free_port
+
 PROGRAM = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 TITLE = "ORTHANC"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+PATIENCE = 60.0
 
 
 class Orthanc:
@@ -57,7 +54,7 @@ class Orthanc:
             self._process = subprocess.Popen(
                 [PROGRAM, str(self.folder / "orthanc.json")], stdout=log, stderr=log
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             assert self._process.poll() is None, (self.folder / "log").read_text()
             try:
@@ -76,7 +73,7 @@ class Orthanc:
             self._process = None
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._http}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._http}{path}", timeout=PATIENCE) as answer:
             content = answer.read()
         return (
             json.loads(content) if answer.headers["Content-Type"].startswith("application/json") else content

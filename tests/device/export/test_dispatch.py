@@ -30,7 +30,6 @@ from device.exams.store import Store
 from device.export import ExportError
 from device.export.dicom import as_file, instances, study_uid
 from device.export.dispatch import (
-    ANSWER_SECONDS,
     FIRST_WAIT,
     LONGEST_WAIT,
     MOST_BROKEN,
@@ -42,7 +41,7 @@ from device.export.dispatch import (
 from tests.conftest import ROOT
 
 from .days import simulate
-from .orthanc import Orthanc, free_port
+from .orthanc import PATIENCE, Orthanc
 from .samples import small_exam
 
 HOUR = 3600.0
@@ -64,7 +63,7 @@ def test_killed_between_the_archives_answer_and_our_note_of_it(store: Store, ort
     for exam in exams:
         store.queue(exam.id, orthanc.address, "test")
     orthanc.start()
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(store.folder)], cwd=ROOT, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(store.folder)], cwd=ROOT, timeout=2 * PATIENCE)
     assert killed.returncode == -signal.SIGKILL
     assert len(orthanc.get("/instances")) == 3
     assert len(store.parcels(waiting=True)) == 2
@@ -127,7 +126,7 @@ def test_a_thread_of_its_own(store: Store, orthanc: Orthanc) -> None:
     done = threading.Event()
     sender = Sender(store, told=lambda line: (told.append(line), done.set()))
     sender.start()
-    assert done.wait(30)
+    assert done.wait(PATIENCE)
     sender.stop()
     assert told == [f"exam {exam.id}: sent to {orthanc.address}"]
 
@@ -142,15 +141,15 @@ def archive(
     answer: Answer, syntaxes: tuple[str, ...] = (JPEGLSLossless,), tls: ssl.SSLContext | None = None
 ) -> Iterator[str]:
     """A DICOM node that answers every C-STORE with a status of ours."""
-    entity, port = AE(ae_title="TROUBLE"), free_port()
+    entity = AE(ae_title="TROUBLE")
     for sop_class in SOP_CLASSES:
         entity.add_supported_context(sop_class, list(syntaxes))
     entity.add_supported_context(Verification)
     server = entity.start_server(
-        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)], ssl_context=tls
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)], ssl_context=tls
     )
     try:
-        yield f"127.0.0.1:{port}/TROUBLE"
+        yield f"127.0.0.1:{server.server_address[1]}/TROUBLE"
     finally:
         server.shutdown()
 
@@ -256,21 +255,21 @@ def test_an_exam_on_which_the_archive_breaks_off_is_set_aside_in_the_end(store: 
         assert "set aside" in waiting.trouble
 
 
-def test_a_program_ends_although_the_archive_hangs(store: Store) -> None:
-    taken, go_on = threading.Event(), threading.Event()
+def test_a_program_ends_although_the_archive_hangs(store: Store, tmp_path: Path) -> None:
+    taken, go_on = tmp_path / "taken", threading.Event()
 
     def answer(event: evt.Event) -> int:
-        taken.set()
-        go_on.wait(60)
+        taken.touch()
+        go_on.wait()
         return 0x0000
 
     with archive(answer) as address:
         queued(store, 1, address)
-        ended = subprocess.run(
-            [sys.executable, "-c", STOPPED, str(store.folder)], cwd=ROOT, timeout=ANSWER_SECONDS - 5
-        )
-        go_on.set()
-    assert taken.is_set()
+        command = [sys.executable, "-c", STOPPED, str(store.folder), str(taken)]
+        try:
+            ended = subprocess.run(command, cwd=ROOT, timeout=2 * PATIENCE)
+        finally:
+            go_on.set()
     assert ended.returncode == 0
     assert len(store.parcels(waiting=True)) == 1
 
@@ -279,13 +278,14 @@ STOPPED = """
 import sys, time
 from pathlib import Path
 from device.exams.store import Store
-from device.export.dispatch import Sender
+from device.export import dispatch
 
-sender = Sender(Store(Path(sys.argv[1])))
+# What ends the program is not that it gives up the archive by itself.
+dispatch.ANSWER_SECONDS = 3600.0
+sender = dispatch.Sender(Store(Path(sys.argv[1])))
 sender.start()
-while sender._link is None:
+while not Path(sys.argv[2]).exists():
     time.sleep(0.01)
-time.sleep(1.0)
 sender.stop()
 """
 

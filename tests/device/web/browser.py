@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-DEADLINE = 30.0
+DEADLINE = 60.0
+"""Seconds after which what is waited for has failed."""
 
 
 def program() -> str | None:
@@ -106,6 +108,8 @@ class Tab:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._answers], [], [], DEADLINE)
+            assert ready, "the browser says nothing"
             piece = os.read(self._answers, 1 << 20)
             assert piece, "the browser has ended"
             self._buffer += piece

@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from device.exams.store import Store
 from device.web.live import LivePicture
 from device.web.server import WebScreen, start_web
 from tests.device.web.samples import Bedside, sample_store
-from tests.device.web.viewer import Viewer, paired
+from tests.device.web.viewer import Viewer, paired, until
 
 ARCHIVE = "pacs:104/ORTHANC"
 
@@ -66,13 +65,13 @@ def serving(folder: Path, **more: Any) -> Iterator[Running]:
 
 def until_it_answers(port: int, **more: Any) -> None:
     """The listening socket is there from the start: the first answer comes once the process is up."""
-    give_up = time.monotonic() + 30
-    while time.monotonic() < give_up:
+
+    def answers() -> bool:
         with contextlib.suppress(OSError):
-            if Viewer(port, **more).get("/pair").status == 200:
-                return
-        time.sleep(0.05)
-    raise AssertionError("the page never answered")
+            return Viewer(port, **more).get("/pair").status == 200
+        return False
+
+    until(answers)
 
 
 @pytest.fixture(scope="module")

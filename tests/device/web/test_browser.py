@@ -59,7 +59,7 @@ def test_pairing_shows_the_live_picture_which_changes_with_its_reading(tab, runn
     tab.until("document.getElementById('live-trouble').hidden")
     first = tab.do(PICTURE)
     tab.until(f"{PICTURE} !== {first}")
-    assert tab.do("document.getElementById('live-title').textContent") == "NORMAL"
+    tab.until("document.getElementById('live-title').textContent === 'NORMAL'")
     running.bedside.state = "opacity"
     tab.until("document.getElementById('live-title').textContent === 'OPACITY'")
     tab.until("document.getElementById('live-spoken').textContent === 'OPACITY'")

@@ -4,7 +4,6 @@ import html
 import io
 import json
 import string
-import time
 import zipfile
 
 import cv2
@@ -19,7 +18,7 @@ from device.screen.words import languages
 from device.web.words import page_languages, page_words
 from tests.device.web.conftest import ARCHIVE, Running
 from tests.device.web.samples import clip, protocol_zones, sample_exam
-from tests.device.web.viewer import paired
+from tests.device.web.viewer import paired, until
 
 
 def fields(text: str) -> list[str | None]:
@@ -191,8 +190,7 @@ def test_signed_exams_are_queued_where_an_archive_is_set(running, viewer):
 
 def test_the_page_goes_on_without_a_bedside_loop(running: Running, viewer):
     running.bedside.silent = True
-    time.sleep(1.1)
-    assert viewer.ask("GET", "/live/frame").status == 204
+    until(lambda: viewer.ask("GET", "/live/frame").status == 204)
     assert "No live picture" in viewer.get("/health").text
     running.bedside.silent = False
-    assert viewer.ask("GET", "/live/frame").status == 200
+    until(lambda: viewer.ask("GET", "/live/frame").status == 200)

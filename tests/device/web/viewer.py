@@ -7,14 +7,16 @@ import http.client
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from device.web.live import LivePicture
 from tests.device.web.samples import code_on_screen
 
-DEADLINE = 20.0
+DEADLINE = 60.0
+"""Seconds after which what is waited for has failed."""
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -27,6 +29,14 @@ class Answer:
     @property
     def text(self) -> str:
         return self.body.decode()
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    give_up = time.monotonic() + DEADLINE
+    while not what():
+        assert time.monotonic() < give_up, f"not within {DEADLINE:g} s"
+        time.sleep(0.05)
 
 
 def raw(port: int, request: bytes, source: str = "127.0.0.1") -> bytes:
