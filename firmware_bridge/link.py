@@ -228,7 +228,8 @@ class _Conversation:
         self._frames = FrameReader()
         self._sequence = 0
         self._heard = False
-        self._heard_at = self._agreed_at = self._looked_at = time.monotonic()
+        self._heard_at = self._agreed_at = time.monotonic()
+        self._looked_before = self._looked_at = self._heard_at
         self._asked_at = -ASK_EVERY
         self._hello: Hello | None = None
         self._status: Status | None = None
@@ -236,7 +237,11 @@ class _Conversation:
 
     def speak(self, wanted: _Wanted, quiet: bool) -> None:
         """Ask and beat, if it is time and the panel is heard. Raises PanelError."""
-        at = self._looked_at = time.monotonic()
+        at = time.monotonic()
+        if at - self._looked_at > HELD_UP:
+            # We have not listened, and where the whole box stood still, the panel could not speak.
+            self._heard_at = min(self._heard_at + at - self._looked_at, at)
+        self._looked_before, self._looked_at = self._looked_at, at
         silence = at - self._heard_at
         if silence > (min(REOPEN_AFTER, self.connection.hung_after) if self._heard else START_DEADLINE):
             raise PanelSilentError(f"{self._name}: nothing is heard from the panel; opened anew")
@@ -254,8 +259,10 @@ class _Conversation:
 
     def listen(self) -> list[Event]:
         """Take what has come and answer the events, which are returned. Raises PanelError."""
-        events, waited = [], time.monotonic() - self._looked_at
-        for message, _ in self._frames.feed(self.connection.read()):
+        events, received = [], self.connection.read()
+        # It may have come at any moment since the look before this one.
+        waited = time.monotonic() - self._looked_before
+        for message, _ in self._frames.feed(received):
             if not self._heard:
                 self._heard, self.due = True, 0.0
             self._heard_at = time.monotonic()

@@ -437,7 +437,7 @@ class _GpioConnection:
 
     def _hangs(self) -> bool:
         """Whether it has said nothing for long; not so where it did, and only we stood still."""
-        if self._heard_at is None or time.monotonic() - self._heard_at < GPIO_HUNG_AFTER:
+        if self._heard_at is None or time.monotonic() - self._heard_at < self.hung_after:
             return False
         poll = select.poll()
         poll.register(self._ours, select.POLLIN)

@@ -26,7 +26,7 @@ HOLD, REST = 0.035, 0.035
 """Seconds down and up: more than the debounce, less than a long press."""
 MOST_WAITING = 4
 """Events under way before the next press: half of the panel's queue, as this asks for loss on the line."""
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 @dataclass

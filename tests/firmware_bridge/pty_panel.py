@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 import tty
+from math import inf
 from pathlib import Path
 
 from firmware_bridge.wire import (
@@ -26,9 +27,10 @@ from firmware_bridge.wire import (
     Status,
     encode,
 )
+from tests.firmware_bridge.patience import PATIENCE
 
-PATIENCE = 20.0
-"""Seconds for what takes a fraction of one, on a machine however busy."""
+__all__ = ["PATIENCE", "PtyPanel"]
+REPEAT_EVERY, STATUS_EVERY = 0.02, 0.25
 
 
 class PtyPanel:
@@ -54,8 +56,9 @@ class PtyPanel:
         self.boot, self._number, self._sequence = 1, 0, 0
         self._asked = Shown.NO_READING
         self.waiting: Event | None = None
-        self._plugged = threading.Event()
-        self._ended = False
+        self._plugged = self._ended = False
+        self._using = threading.Lock()
+        """Held while the thread uses the port, which must not be closed meanwhile."""
         self.plug()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -78,8 +81,8 @@ class PtyPanel:
         self.port.symlink_to(name)
         os.set_blocking(self._master, False)
         self._frames = FrameReader()
-        self._due = 0.0
-        self._plugged.set()
+        self._said_at = self._repeated_at = -inf
+        self._plugged = True
 
     def _enlist(self, ttys: Path, name: str) -> None:
         device = ttys / f"usb-of-{name}"
@@ -91,11 +94,11 @@ class PtyPanel:
         (ttys / name / "device").symlink_to(device / "1-1:1.0")
 
     def unplug(self) -> None:
-        if self._plugged.is_set():
-            self._plugged.clear()
-            self.port.unlink()
-            time.sleep(0.05)  # the thread is out of it
-            os.close(self._master)
+        with self._using:
+            if self._plugged:
+                self._plugged = False
+                self.port.unlink()
+                os.close(self._master)
 
     def reset(self) -> None:
         self.boot += 1
@@ -123,14 +126,12 @@ class PtyPanel:
 
     def _run(self) -> None:
         while not self._ended:
-            if not self._plugged.is_set():
-                time.sleep(0.005)
-                continue
-            if not self.deaf and select.select([self._master], [], [], 0.001)[0]:
-                self._hear()
-            time.sleep(0.001)
-            if not self.silent and self._plugged.is_set():
-                self._speak()
+            with self._using:
+                if self._plugged and not self.deaf and select.select([self._master], [], [], 0)[0]:
+                    self._hear()
+                if self._plugged and not self.silent:
+                    self._speak()
+            time.sleep(0.002)
 
     def _hear(self) -> None:
         try:
@@ -148,10 +149,11 @@ class PtyPanel:
                 self.waiting = None
 
     def _speak(self) -> None:
-        if self.waiting:
+        at = time.monotonic()
+        if self.waiting and at - self._repeated_at >= REPEAT_EVERY:
+            self._repeated_at = at
             self.say(self.waiting)
-            time.sleep(0.02)
-        if time.monotonic() >= self._due:
-            self._due = time.monotonic() + 0.25
+        if at - self._said_at >= STATUS_EVERY:
+            self._said_at = at
             shown = self._asked if self.shown is None else self.shown
             self.say(Status(self.boot, 1, 7400, 200, shown, 0, self.down, self.flags, 0))

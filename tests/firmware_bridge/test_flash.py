@@ -20,7 +20,8 @@ from firmware_bridge.ports import SerialPort
 from firmware_bridge.simulator import SimulatedPanel
 from firmware_bridge.wire import BAUD, FrameReader, Hello
 from tests.conftest import need
-from tests.firmware_bridge.test_simulator import FIRMWARE, PATIENCE, WATCHDOG, build_echo, need_simulator
+from tests.firmware_bridge.patience import PATIENCE, in_step
+from tests.firmware_bridge.test_simulator import FIRMWARE, WATCHDOG, build_echo, need_simulator
 
 BOOT_LOADERS = Path("/usr/share/arduino/hardware/arduino/avr/bootloaders")
 OLD = BOOT_LOADERS / "atmega" / "ATmegaBOOT_168_atmega328.hex"
@@ -69,16 +70,20 @@ def as_hex(elf: Path) -> Path:
 def test_an_empty_board_gets_the_firmware_and_gets_it_again(
     board: SimulatedPanel, panel_hex: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert board.level("D13") == 0
-    for _ in range(2):
+    def gets_it() -> None:
+        capsys.readouterr()
         said = flash(str(board.port), panel_hex)
         assert "panel.hex is written and verified; the panel answers: firmware 1." in said
-    told = capsys.readouterr().out.splitlines()
-    assert [line.partition(": ")[2][:37] for line in told] == ["writing panel.hex at 115200 baud (new"] * 2
+        told = capsys.readouterr().out.splitlines()
+        assert [line.partition(": ")[2][:37] for line in told] == ["writing panel.hex at 115200 baud (new"]
+
+    assert board.level("D13") == 0
+    for _ in range(2):
+        in_step(board, gets_it)
     board.unplug()
     board.plug()
     with closing(SerialPort(str(board.port)).open()):
-        board.wait_for("D10", 1, 20.0)  # it has kept it, and shows that there is no link
+        board.wait_for("D10", 1, PATIENCE)  # it has kept it, and shows that there is no link
 
 
 def test_an_old_boot_loader_is_tried_at_its_own_rate_and_the_panel_outlives_a_hang(
@@ -87,16 +92,22 @@ def test_an_old_boot_loader_is_tried_at_its_own_rate_and_the_panel_outlives_a_ha
     need_boot_loaders()
     monkeypatch.setattr(flash_module, "SECOND_ATTEMPT", "attempt 1 of")  # 5 s less
     with SimulatedPanel(OLD, tmp_path / "panel") as board:
-        assert re.search(r"the panel answers: .* replace it by Optiboot", flash(str(board.port), panel_hex))
+
+        def gets_it() -> None:
+            capsys.readouterr()
+            said = flash(str(board.port), panel_hex)
+            assert re.search(r"the panel answers: .* replace it by Optiboot", said)
+            told = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+            assert [line[:33] for line in told] == [
+                "writing panel.hex at 115200 baud ",
+                "no boot loader answers at 115200 ",
+                "writing panel.hex at 57600 baud (",
+            ]
+
+        in_step(board, gets_it)
         with serial.Serial(str(board.port), BAUD, timeout=0.05) as port:
             board.hang(interrupts=True)
             assert hello(port).reset_cause == WATCHDOG
-    told = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
-    assert [line[:33] for line in told] == [
-        "writing panel.hex at 115200 baud ",
-        "no boot loader answers at 115200 ",
-        "writing panel.hex at 57600 baud (",
-    ]
 
 
 def hello(port: serial.Serial) -> Hello:
@@ -125,8 +136,13 @@ def test_a_firmware_that_does_not_answer_is_no_success(
     board: SimulatedPanel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flash_module, "HELLO_DEADLINE", 1.0)
-    with pytest.raises(PanelSilentError, match="written and verified, but the new firmware does not answer"):
-        flash(str(board.port), as_hex(build_echo(tmp_path)))
+    said = "written and verified, but the new firmware does not answer"
+
+    def does_not_answer() -> None:
+        with pytest.raises(PanelSilentError, match=said):
+            flash(str(board.port), as_hex(build_echo(tmp_path)))
+
+    in_step(board, does_not_answer)
 
 
 def test_what_is_wrong_is_said_in_one_line(
@@ -144,11 +160,15 @@ def test_what_is_wrong_is_said_in_one_line(
     ):
         flash(str(board.port), panel_hex)
     (tmp_path / "text.hex").write_text("no firmware\n")
-    with pytest.raises(
-        PanelError, match=r"panel: avrdude error: no valid record found in Intel Hex file .*text\.hex"
-    ) as error:
-        flash(str(board.port), tmp_path / "text.hex")
-    assert "\n" not in str(error.value)
+
+    def is_no_firmware() -> None:
+        with pytest.raises(
+            PanelError, match=r"panel: avrdude error: no valid record found in Intel Hex file .*text\.hex"
+        ) as error:
+            flash(str(board.port), tmp_path / "text.hex")
+        assert "\n" not in str(error.value)
+
+    in_step(board, is_no_firmware)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PanelError, match="avrdude is not installed: sudo apt-get install avrdude"):
         flash(str(board.port), panel_hex)

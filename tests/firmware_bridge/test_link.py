@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import select
 import signal
 import socket
 import struct
@@ -12,38 +13,45 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import serial
 
 from firmware_bridge import link as link_module
 from firmware_bridge import ports
-from firmware_bridge.errors import PanelMissingError
-from firmware_bridge.gpio_panel import EXIT_BUSY, GpioPins
+from firmware_bridge.errors import PanelMissingError, PanelSilentError
+from firmware_bridge.gpio_panel import EXIT_BUSY, HELD_AFTER, GpioPins
 from firmware_bridge.link import PanelLink, Pressed
 from firmware_bridge.ports import GpioPort, SerialPort
 from firmware_bridge.simulator import BUTTONS, SimulatedPanel
-from firmware_bridge.wire import Button, Event, Got, Kind, Show, Shown, encode
+from firmware_bridge.wire import VERSION, Ask, Button, Event, Got, Hello, Kind, Show, Shown, encode
 from tests.firmware_bridge.noise import press_in_noise
-from tests.firmware_bridge.pty_panel import PATIENCE, PtyPanel
+from tests.firmware_bridge.patience import PATIENCE, TRIES, bounded, in_step, keep_showing, shows, until
+from tests.firmware_bridge.pty_panel import PtyPanel
 
 SOON = 8.0
 """Seconds in which all is well again; on a machine with time to spare it takes less than 2."""
-
-
-def until(what: Callable[[], bool], state: Callable[[], object] = lambda: None) -> float:
-    """Seconds until something holds."""
-    begun = time.monotonic()
-    while not what():
-        assert time.monotonic() - begun < PATIENCE, state()
-        time.sleep(0.002)
-    return time.monotonic() - begun
+TOO_OLD = link_module.TOO_OLD
+"""As it is; the tests here set it higher."""
 
 
 def named(link: PanelLink, name: str) -> float:
     return until(lambda: link.state.name == name, lambda: link.state)
+
+
+def heard(link: PanelLink, count: int) -> list[Pressed]:
+    """As many events, or more: the panel has its answers before the link hands on what they answer."""
+    until(lambda: len(link._events) >= count, lambda: link.state)
+    return link.events()
+
+
+def stop(pid: int) -> None:
+    """Have a child of ours stand still; it does so a while after it was told."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
 
 
 def link_to(panel: PtyPanel) -> PanelLink:
@@ -91,31 +99,33 @@ def test_a_reading_that_is_long_past_never_looks_young(panel: PtyPanel, link: Pa
     assert {show.age_ms for show, _ in panel.shows() if show.asked != Shown.NO_READING} == {0xFFFF}
 
 
-def test_a_change_does_not_wait_for_the_heartbeat(panel: PtyPanel, link: PanelLink) -> None:
-    took = []
-    for count in range(30):
-        asked = Shown.NORMAL if count % 2 else Shown.OPACITY
-        changed_at = time.monotonic()
-        link.show(asked, count, changed_at)
-        until(lambda: panel.shows()[-1][0].asked == asked)  # noqa: B023
-        took.append(panel.shows()[-1][1] - changed_at)
-    assert sorted(took)[15] < 0.05, "the median; a heartbeat alone would take as much"
+def test_a_change_does_not_wait_for_the_heartbeat(panel: PtyPanel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "HEARTBEAT", 2 * PATIENCE)
+    with closing(link_to(panel)) as link:
+        named(link, "linked")
+        for count in range(30):
+            asked = Shown.NORMAL if count % 2 else Shown.OPACITY
+            link.show(asked, count, time.monotonic())
+            until(lambda: [show.asked for show, _ in panel.shows()][-1:] == [asked])  # noqa: B023
 
 
 def test_a_press_is_handed_on_once_and_answered_every_time(panel: PtyPanel, link: PanelLink) -> None:
     for _ in range(3):
         panel.press(Button.FREEZE)
         until(lambda: panel.waiting is None)
-    repeated = panel._number - 1
-    panel.waiting = Event(panel.boot, repeated, Button.FREEZE, Kind.PRESS, 60)
     answers = sum(isinstance(message, Got) for message, _ in panel.received)
+    panel.waiting = Event(panel.boot, panel._number - 1, Button.FREEZE, Kind.PRESS, 60)
     until(lambda: panel.waiting is None)
     until(lambda: sum(isinstance(message, Got) for message, _ in panel.received) > answers)
-    assert [pressed.button for pressed in link.events()] == [Button.FREEZE] * 3
+    panel.press(Button.BACK)  # handed on after whatever came before it
+    assert [pressed.button for pressed in heard(link, 4)] == [*[Button.FREEZE] * 3, Button.BACK]
     assert link.events() == []
 
 
-def test_whoever_waits_for_a_press_is_woken_and_told_when_it_was(panel: PtyPanel) -> None:
+def test_whoever_waits_for_a_press_is_woken_and_told_when_it_was(
+    panel: PtyPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "HELD_UP", PATIENCE)  # it would make the press older
     woken = threading.Event()
     with closing(PanelLink(SerialPort(str(panel.port)), woken.set)) as link:
         named(link, "linked")
@@ -127,13 +137,14 @@ def test_whoever_waits_for_a_press_is_woken_and_told_when_it_was(panel: PtyPanel
         assert pressed_at - 0.31 < pressed.at < time.monotonic() - 0.29
 
 
-def test_a_press_of_a_while_ago_is_answered_and_dropped(panel: PtyPanel, link: PanelLink) -> None:
-    panel.press(Button.RECORD, age_ms=2100)
+def test_a_press_of_a_while_ago_is_answered_and_dropped(
+    panel: PtyPanel, link: PanelLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "TOO_OLD", 20.0)
+    panel.press(Button.RECORD, age_ms=20_100)
     until(lambda: panel.waiting is None)
     panel.press(Button.NEXT)
-    until(lambda: panel.waiting is None)
-    time.sleep(0.05)
-    assert [pressed.button for pressed in link.events()] == [Button.NEXT]
+    assert [pressed.button for pressed in heard(link, 2)] == [Button.NEXT]
 
 
 def test_a_press_that_nobody_takes_grows_old(
@@ -141,7 +152,7 @@ def test_a_press_that_nobody_takes_grows_old(
 ) -> None:
     monkeypatch.setattr(link_module, "TOO_OLD", 0.2)
     panel.press(Button.NEXT)
-    until(lambda: panel.waiting is None)
+    until(lambda: len(link._events) == 1)
     time.sleep(0.3)
     assert link.events() == []
 
@@ -156,7 +167,7 @@ def test_a_reset_is_noticed_and_its_first_press_is_no_repetition(
     until(lambda: panel.waiting is None)
     until(lambda: link.state.hello is not None and link.state.hello.boot == panel.boot)
     assert "was reset" in caplog.text
-    assert len(link.events()) == 2
+    assert len(heard(link, 2)) == 2
 
 
 def test_a_hello_that_was_lost_is_asked_for(panel: PtyPanel, link: PanelLink) -> None:
@@ -172,8 +183,7 @@ def test_unplugged_and_replugged_it_is_back_within_two_seconds(panel: PtyPanel, 
         panel.plug()
         assert named(link, "linked") < SOON
     panel.press(Button.BACK)
-    until(lambda: panel.waiting is None)
-    assert len(link.events()) == 1
+    assert len(heard(link, 1)) == 1
 
 
 def test_what_is_asked_while_it_is_away_is_shown_when_it_is_back(panel: PtyPanel, link: PanelLink) -> None:
@@ -211,6 +221,66 @@ def test_a_port_that_stays_silent_is_opened_anew(
     assert caplog.text.count("nothing is heard") == 1
 
 
+class Quiet:
+    """A connection on which nobody speaks unless told to."""
+
+    name, hung_after = "quiet", 1.0
+
+    def __init__(self) -> None:
+        self.said = b""
+
+    def fileno(self) -> int:
+        return -1
+
+    def read(self) -> bytes:
+        said, self.said = self.said, b""
+        return said
+
+    def write(self, frame: bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The link's: ``at`` is its time."""
+    made = SimpleNamespace(at=100.0)
+    monkeypatch.setattr(link_module, "time", SimpleNamespace(monotonic=lambda: made.at))
+    return made
+
+
+def test_that_the_box_stood_still_is_no_silence_of_the_panel(clock: SimpleNamespace) -> None:
+    connection = Quiet()
+    talk = link_module._Conversation(connection)
+    connection.said = encode(Hello(VERSION, 63, 1, 1, 1, 0), 0)
+    talk.listen()
+    for stood_still in (0.1, 20.0, 0.1):
+        clock.at += stood_still
+        talk.speak(link_module._Wanted(), quiet=False)
+        assert talk.state().name == "linked"
+    for _ in range(2):
+        clock.at += 0.3
+        talk.speak(link_module._Wanted(), quiet=False)
+    clock.at += 0.3
+    with pytest.raises(PanelSilentError):  # it was heard out
+        talk.speak(link_module._Wanted(), quiet=False)
+
+
+def test_a_press_made_while_the_box_stood_still_between_two_looks_is_an_old_one(
+    clock: SimpleNamespace,
+) -> None:
+    connection = Quiet()
+    talk = link_module._Conversation(connection)
+    talk.speak(link_module._Wanted(), quiet=False)
+    clock.at += 5.0
+    talk.speak(link_module._Wanted(), quiet=False)
+    connection.said = encode(Event(1, 0, Button.FREEZE, Kind.PRESS, 0), 0)
+    (event,) = talk.listen()
+    assert event.age_ms == 5000
+
+
 class CountingPort(SerialPort):
     opened = 0
 
@@ -222,11 +292,12 @@ class CountingPort(SerialPort):
 def test_a_port_that_has_said_nothing_is_not_written_to_while_a_boot_loader_may_listen(
     tmp_path: Path,
 ) -> None:
+    begun = time.monotonic()
     with PtyPanel(tmp_path / "panel", silent=True) as panel, closing(link_to(panel)) as link:
-        time.sleep(1.0)
         assert link.state.name == "searching"
-        assert panel.raw == b""
-        until(lambda: bool(panel.received))  # asked, after all: an older one may speak only when spoken to
+        until(lambda: panel.received)  # asked, after all: an older one may speak only when spoken to
+        assert panel.received[0][1] - begun >= link_module.BOOT_LOADER
+        assert panel.raw.startswith(b"\0" + encode(Ask(), 0)), "it is the first that was written"
         assert not panel.shows()
         named(link, "silent")
 
@@ -237,7 +308,7 @@ def test_a_panel_that_takes_no_bytes_blocks_nobody_and_hears_nothing_old(panel: 
         begun = time.monotonic()
         for count in range(20_000):
             connection.write(b"\0" + encode(Show(Shown.NORMAL, count, 0), 0))
-        assert time.monotonic() - begun < 5.0
+        assert time.monotonic() - begun < PATIENCE
         panel.deaf = False
         until(lambda: bool(panel.shows()))
         connection.write(b"\0" + encode(Show(Shown.OPACITY, 1, 0), 0))
@@ -250,7 +321,7 @@ def test_garbage_is_no_panel_and_hurts_none(panel: PtyPanel, link: PanelLink) ->
         panel.babble(os.urandom(size))
     panel.press(Button.NEXT)
     until(lambda: panel.waiting is None)
-    assert link.state.name == "linked"
+    named(link, "linked")
 
 
 def test_another_version_is_told_and_its_presses_mean_nothing(tmp_path: Path) -> None:
@@ -324,12 +395,18 @@ def test_a_program_that_was_killed_leaves_the_port_to_the_next(panel: PtyPanel) 
         "print('linked', flush=True); time.sleep(600)"
     )
     for _ in range(2):
-        with subprocess.Popen([sys.executable, "-c", code, panel.port], stdout=subprocess.PIPE) as process:
+        with program(code, panel) as process:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"linked\n"
+            assert process.stdout.readline() == "linked\n"
             process.kill()
     with closing(link_to(panel)) as link:
         named(link, "linked")
+
+
+def program(code: str, panel: PtyPanel) -> AbstractContextManager[subprocess.Popen[str]]:
+    """One of its own, told the panel's port."""
+    call = [sys.executable, "-c", code, str(panel.port)]
+    return bounded(subprocess.Popen(call, stdout=subprocess.PIPE, text=True))
 
 
 def test_a_press_made_while_the_box_stood_still_is_not_taken_for_a_new_one(panel: PtyPanel) -> None:
@@ -343,16 +420,22 @@ def test_a_press_made_while_the_box_stood_still_is_not_taken_for_a_new_one(panel
         "    for pressed in link.events(): print(pressed.button.name, flush=True)\n"
         "    time.sleep(0.01)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, panel.port], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"linked\n"
-        process.send_signal(signal.SIGSTOP)
+    with program(code, panel) as process:
+        output = process.stdout
+        assert output is not None
+        assert output.readline() == "linked\n"
+        stop(process.pid)
         panel.press(Button.FREEZE)
-        time.sleep(link_module.TOO_OLD + 0.5)
+        time.sleep(TOO_OLD + 0.5)
         process.send_signal(signal.SIGCONT)
         until(lambda: not panel.waiting)
-        panel.press(Button.NEXT)
-        assert process.stdout.readline() == b"NEXT\n"
+
+        def told() -> bool:
+            panel.press(Button.NEXT)
+            return bool(select.select([output], [], [], TOO_OLD)[0])
+
+        until(told)  # this machine, too, may stand still meanwhile
+        assert output.readline() == "NEXT\n"
         process.kill()
 
 
@@ -383,8 +466,7 @@ def test_a_mistake_of_our_own_is_told_and_the_link_begun_anew(
         named(link, "refused")
         named(link, "linked")
         panel.press(Button.BACK)
-        until(lambda: panel.waiting is None)
-        assert [pressed.button for pressed in link.events()][-1] == Button.BACK
+        assert heard(link, 2)[-1].button == Button.BACK
     assert caplog.text.count("Traceback") == 3
 
 
@@ -401,6 +483,10 @@ def test_what_an_adapter_does_not_take_is_not_kept_for_it(panel: PtyPanel) -> No
         assert theirs.recv(4096).count(b"\0") <= 3
         connection.write(encode(Show(Shown.NORMAL, 12, 0), 0))
         assert theirs.recv(4096).count(b"\0") == 1, "it moves again"
+
+
+OTHERS = 40
+"""Devices that are plugged in one after the other."""
 
 
 class TestAuto:
@@ -476,29 +562,31 @@ class TestAuto:
     def test_a_port_that_is_not_ours_is_given_up_until_it_is_plugged_in_anew(
         self, by_id: Path, ttys: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(ports, "LISTEN", 0.1)
-        monkeypatch.setattr(ports, "FIRST_REST", 0.05)
         scale = PtyPanel(by_id / "usb-scale", silent=True, ttys=ttys)
-        with scale, closing(PanelLink(SerialPort("auto"))) as link:
-            until(lambda: len(opened) == ports.TRIES)
-            time.sleep(1.0)
-            assert len(opened) == ports.TRIES
-            assert "anew" in link.state.detail
-            scale.unplug()
-            until(lambda: "no Arduino" in link.state.detail)
-            scale.silent = False
-            scale.plug()
-            named(link, "linked")
+        with scale, monkeypatch.context() as hasty:
+            hasty.setattr(ports, "LISTEN", 0.1)
+            hasty.setattr(ports, "FIRST_REST", 0.05)
+            with closing(PanelLink(SerialPort("auto"))) as link:
+                until(lambda: len(opened) == ports.TRIES)
+                time.sleep(1.0)
+                assert len(opened) == ports.TRIES
+                assert "anew" in link.state.detail
+                scale.unplug()
+                hasty.undo()
+                until(lambda: "no Arduino" in link.state.detail)
+                scale.silent = False
+                scale.plug()
+                named(link, "linked")
 
     def test_a_port_that_was_a_panels_is_never_given_up(
         self, by_id: Path, ttys: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for name, seconds in (("LISTEN", 0.1), ("FIRST_REST", 0.05), ("LONGEST_REST", 0.05)):
-            monkeypatch.setattr(ports, name, seconds)
-        monkeypatch.setattr(link_module, "REOPEN_AFTER", 0.5)
         panel = PtyPanel(by_id / "usb-panel", ttys=ttys)
         with panel, closing(PanelLink(SerialPort("auto"))) as link:
             named(link, "linked")
+            for name, seconds in (("LISTEN", 0.1), ("FIRST_REST", 0.05), ("LONGEST_REST", 0.05)):
+                monkeypatch.setattr(ports, name, seconds)
+            monkeypatch.setattr(link_module, "REOPEN_AFTER", 0.5)
             panel.silent = True
             until(lambda: len(opened) > ports.TRIES + 2)
             panel.silent = False
@@ -544,7 +632,7 @@ class TestAuto:
             ended = threading.Event()
 
             def plug() -> None:
-                for number in range(40):
+                for number in range(OTHERS):
                     if not ended.wait(0.2):
                         device = PtyPanel(by_id / f"usb-{number}", silent=True, ttys=ttys)
                         stack.enter_context(device)
@@ -552,13 +640,12 @@ class TestAuto:
             plugging = threading.Thread(target=plug)
             plugging.start()
             until(lambda: bool(list(by_id.iterdir())))
-            begun = time.monotonic()
             with pytest.raises(PanelMissingError):
                 SerialPort("auto").open()
-            took = time.monotonic() - begun
+            plugged = len(list(by_id.iterdir()))
             ended.set()
             plugging.join()
-        assert took < 4.0
+        assert plugged < OTHERS, "it has waited for the last"
 
     def test_the_folder_of_names_may_vanish_at_any_moment(self, by_id: Path) -> None:
         # As udev removes it with the last adapter.
@@ -580,8 +667,7 @@ class TestAuto:
             for _ in range(1100):
                 stack.callback(os.close, os.open("/dev/null", os.O_RDONLY))
             link = stack.enter_context(closing(PanelLink(SerialPort("auto"))))
-            time.sleep(0.5)
-            assert link.state.name == "searching", link.state
+            named(link, "missing")
 
 
 def test_the_port_keeps_its_line_up_when_it_is_closed(panel: PtyPanel) -> None:
@@ -628,18 +714,20 @@ class TestTheRealFirmware:
             yield opened
 
     def test_lamps_follow_and_presses_come(self, simulated: SimulatedPanel, link: PanelLink) -> None:
-        for number, (asked, lamp) in enumerate(((Shown.NORMAL, "D7"), (Shown.OPACITY, "D8")), 1):
-            link.show(asked, number, time.monotonic())
-            simulated.wait_for(lamp, 1, PATIENCE)
-        for button in BUTTONS:
-            simulated.press(button)
-            time.sleep(0.05)
-            simulated.release(button)
-            time.sleep(0.05)
-        until(lambda: len(link._events) == 2 * len(BUTTONS))
-        assert [(event.button, event.kind) for event in link.events()] == [
-            (button, kind) for button in Button for kind in (Kind.PRESS, Kind.CLICK)
-        ]
+        def presses_come() -> None:
+            link.events()
+            for button in BUTTONS:
+                simulated.press(button)
+                time.sleep(0.05)
+                simulated.release(button)
+                time.sleep(0.05)
+            assert [(event.button, event.kind) for event in heard(link, 2 * len(BUTTONS))] == [
+                (button, kind) for button in Button for kind in (Kind.PRESS, Kind.CLICK)
+            ]
+
+        for asked, lamp in ((Shown.NORMAL, "D7"), (Shown.OPACITY, "D8")):
+            keep_showing(link, asked, lambda: simulated.level(lamp))  # noqa: B023
+        in_step(simulated, presses_come)
 
     def test_it_is_back_within_two_seconds_of_whatever_happens(
         self, simulated: SimulatedPanel, link: PanelLink
@@ -679,24 +767,22 @@ class TestTheRealFirmware:
 
     def test_no_press_is_lost_or_doubled_in_noise(self, firmware: Path) -> None:
         # Ten times the noise for a hundredth of the presses; tests.firmware_bridge.noise is the long run.
-        outcome = press_in_noise(firmware, events=50, share=0.01, seed=3)
+        for _ in range(TRIES):
+            outcome = press_in_noise(firmware, events=50, share=0.01, seed=3)
+            if outcome.longest_hold < HELD_AFTER / 2:
+                break  # else this machine stood still, and made one of them a long press
         assert outcome.counts is not None
         assert outcome.counts.flipped > 5
         assert outcome.counts.lost > 5
         assert not outcome.amiss
 
 
+@pytest.mark.usefixtures("pins")
 class TestGpio:
-    @pytest.fixture(autouse=True)
-    def mock_pins(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("GPIOZERO_PIN_FACTORY", "mock")
-        monkeypatch.setenv("GPIOZERO_MOCK_PIN_CLASS", "mockpwmpin")
-
     def test_its_process_speaks_as_a_panel_does(self) -> None:
         with closing(PanelLink(GpioPort(GpioPins()))) as link:
             named(link, "linked")
-            link.show(Shown.NORMAL, 1, time.monotonic())
-            until(lambda: link.state.status is not None and link.state.status.shown == Shown.NORMAL)
+            keep_showing(link, Shown.NORMAL, lambda: shows(link, Shown.NORMAL))
             (process,) = processes()
         assert processes() == []
         assert process
@@ -715,10 +801,11 @@ class TestGpio:
     ) -> None:
         monkeypatch.setattr(link_module, "REOPEN_AFTER", PATIENCE)
         monkeypatch.setattr(ports, "EXIT_DEADLINE", PATIENCE)
+        monkeypatch.setattr(ports._GpioConnection, "hung_after", ports.GPIO_HUNG_AFTER)
         with closing(PanelLink(GpioPort(GpioPins()))) as link:
             named(link, "linked")
             (first,) = processes()
-            os.kill(first, signal.SIGSTOP)
+            stop(first)
             assert until(lambda: first not in processes(), lambda: link.state) < SOON
             named(link, "linked")
 
@@ -726,7 +813,7 @@ class TestGpio:
         with closing(GpioPort(GpioPins()).open()) as connection:
             until(lambda: bool(connection.read()))
             (process,) = processes()
-            os.kill(process, signal.SIGSTOP)
+            stop(process)
             connection.write(encode(Show(Shown.NORMAL, 0, 0), 0))
             one = unsent(connection)
             for number in range(12):
@@ -741,7 +828,7 @@ class TestGpio:
         link = PanelLink(GpioPort(GpioPins()))
         named(link, "linked")
         (process,) = processes()
-        os.kill(process, signal.SIGSTOP)
+        stop(process)
         begun = time.monotonic()
         link.close()
         took = time.monotonic() - begun
@@ -760,13 +847,14 @@ class TestGpio:
             named(link, "busy")
             time.sleep(2.0)
             assert link.state.detail == "gpio: it is taken"
-        assert 2 <= len(starts.read_text().splitlines()) <= 4
+        assert 2 <= len(starts.read_text().splitlines()) <= 5
 
     def test_a_box_without_pins_says_so_once_in_one_line(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
         monkeypatch.setattr(link_module, "PERMANENT_AFTER", 0.0)
+        monkeypatch.setattr(link_module, "RETRY_PERMANENT_AFTER", PATIENCE)
         monkeypatch.setenv("GPIOZERO_PIN_FACTORY", "lgpio")
         if Path("/dev/gpiochip0").exists():
             pytest.skip("it tests what a box without GPIO is told, and this one has some")

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -19,19 +19,22 @@ from firmware_bridge.selftest import SelfTest
 from firmware_bridge.simulator import BUTTONS, SimulatedPanel
 from firmware_bridge.wire import Shown
 from tests.conftest import ROOT
-from tests.firmware_bridge.pty_panel import PATIENCE, PtyPanel
+from tests.firmware_bridge.patience import PATIENCE, bounded, in_step, until
+from tests.firmware_bridge.pty_panel import PtyPanel
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object) -> AbstractContextManager[subprocess.Popen[str]]:
     """``sonoglance panel`` as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "sonoglance", "panel", *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    return bounded(
+        subprocess.Popen(
+            [sys.executable, "-m", "sonoglance", "panel", *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
     )
 
 
@@ -41,33 +44,36 @@ def test_the_monitor_tells_link_buttons_and_what_is_shown(simulated: SimulatedPa
         assert process.stdout is not None
         lines = []
 
-        def until(**wanted: object) -> dict[str, object]:
+        def heard(**wanted: object) -> dict[str, object]:
             for text in process.stdout or ():
                 lines.append(json.loads(text))
                 if wanted.items() <= lines[-1].items():
                     return lines[-1]
             raise AssertionError(lines)
 
-        until(link="linked")
+        heard(link="linked")
         simulated.press("record")
-        until(button="record", kind="press")
+        heard(button="record", kind="press")
         simulated.release("record")
-        until(button="record", kind="click")
+        heard(button="record", kind="click")
         while not any("status" in line and 7200 < line["status"]["battery_mv"] < 7600 for line in lines):
             lines.append(json.loads(process.stdout.readline()))
         simulated.unplug()
-        assert "plug" in str(until(link="missing", detail=f"{simulated.port}: not there; plug the panel in"))
+        assert "plug" in str(heard(link="missing", detail=f"{simulated.port}: not there; plug the panel in"))
         process.kill()
 
 
 def test_the_monitor_speaks_in_words_and_ends_when_it_was_told(simulated: SimulatedPanel) -> None:
+    def tells() -> None:
+        with start("monitor", "--port", simulated.port, "--seconds", 2) as process:
+            told, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors
+        assert "linked: " in told
+        assert "shows no reading, no battery" in told
+        assert "muted" in told
+
     simulated.set_pin("D12", 0)
-    with start("monitor", "--port", simulated.port, "--seconds", 2) as process:
-        told, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, errors
-    assert "linked: " in told
-    assert "shows no reading, no battery" in told
-    assert "muted" in told
+    in_step(simulated, tells)
 
 
 def test_the_selftest_passes_a_whole_panel_in_the_hands_of_a_person(simulated: SimulatedPanel) -> None:
@@ -111,8 +117,7 @@ def test_the_selftest_names_what_failed(simulated: SimulatedPanel) -> None:
 def test_the_selftest_says_that_the_watchdog_bit(simulated: SimulatedPanel) -> None:
     # Whoever opens the port first resets an Arduino; the next finds it as it is.
     with closing(PanelLink(SerialPort(str(simulated.port)))) as link:
-        while link.state.name != "linked":
-            time.sleep(0.01)
+        until(lambda: link.state.name == "linked", lambda: link.state)
     simulated.hang()
     time.sleep(1.0)
     with start("selftest", "--hands-off", "--port", simulated.port) as process:

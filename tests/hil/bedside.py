@@ -91,7 +91,7 @@ class BedsideProcess:
         """What it wrote on its terminal."""
         return (self._folder / "said").read_text()
 
-    def wait_for(self, what: Callable[[Line], bool], seconds: float = 30.0) -> Line:
+    def wait_for(self, what: Callable[[Line], bool], seconds: float = 60.0) -> Line:
         """The next line that is so. Raises TimeoutError."""
         begun, give_up = len(self.lines), time.monotonic() + seconds
         while time.monotonic() < give_up:

@@ -31,7 +31,7 @@ START = 30.0
 LAMP_P99, BUTTON_P99 = 50.0, 30.0
 DEBOUNCE = 10.0
 """Milliseconds."""
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 def lamp_delays(panel: Rig, host: HostProcess, count: int, random: np.random.Generator) -> list[float]:

@@ -9,26 +9,45 @@ from pathlib import Path
 
 import pytest
 
-from firmware_bridge.link import LinkState, PanelLink
+from firmware_bridge.link import PanelLink
 from firmware_bridge.ports import SerialPort
 from firmware_bridge.simulator import SimulatedPanel
 from firmware_bridge.wire import Capability, Shown
+from tests.firmware_bridge.patience import keep_showing, shows, until
 
 pytestmark = pytest.mark.usefixtures("noted")
-START, IN_TIME, OLD = 20.0, 2.0, 2.0
+OLD = 2.0
+"""Seconds after which a reading is old."""
 SLACK = 0.5
+"""Seconds by which the panel may be early, or a busy machine late, beside the simulator's own lateness."""
 
 
 @pytest.fixture(scope="module")
-def bare_port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A panel's port; its pins are out of reach."""
-    port = request.config.getoption("hil_port")
-    if port is not None:
-        yield port
+def simulated(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimulatedPanel | None]:
+    """The panel where none is named."""
+    if request.config.getoption("hil_port") is not None:
+        yield None
         return
     firmware: Path = request.getfixturevalue("firmware")
     with SimulatedPanel(firmware, tmp_path_factory.mktemp("panel") / "port") as panel:
-        yield str(panel.port)
+        yield panel
+
+
+@pytest.fixture(scope="module")
+def bare_port(request: pytest.FixtureRequest, simulated: SimulatedPanel | None) -> str:
+    """A panel's port; its pins are out of reach."""
+    return str(request.config.getoption("hil_port") if simulated is None else simulated.port)
+
+
+@pytest.fixture
+def lag(simulated: SimulatedPanel | None) -> Callable[[], float]:
+    """Seconds by which a simulator was late at the most during the test."""
+    if simulated is None:
+        return lambda: 0.0
+    simulated.lag()
+    return simulated.lag
 
 
 @pytest.fixture(scope="module")
@@ -37,46 +56,43 @@ def link(bare_port: str) -> Iterator[PanelLink]:
         yield opened
 
 
-def until(link: PanelLink, what: Callable[[LinkState], bool], seconds: float) -> None:
-    give_up = time.monotonic() + seconds
-    while not what(link.state):
-        assert time.monotonic() < give_up, link.state
-        time.sleep(0.01)
-
-
-def shows(shown: Shown) -> Callable[[LinkState], bool]:
-    return lambda state: state.status is not None and state.status.shown == shown
+def lit(link: PanelLink, asked: Shown) -> tuple[int, float]:
+    """Have it shown: number and time of the reading that is."""
+    return keep_showing(link, asked, lambda: shows(link, asked))
 
 
 def test_the_panel_says_what_it_has(link: PanelLink) -> None:
-    until(link, lambda state: state.name == "linked" and state.hello is not None, START)
+    until(lambda: link.state.name == "linked", lambda: link.state)
     assert link.state.hello is not None
     assert link.state.hello.capabilities & (Capability.BUTTONS | Capability.LAMPS | Capability.WATCHDOG)
 
 
 @pytest.mark.parametrize("asked", [Shown.NORMAL, Shown.OPACITY, Shown.CANNOT_TELL, Shown.NO_READING])
 def test_the_panel_shows_what_it_is_asked_to(link: PanelLink, asked: Shown) -> None:
-    link.show(asked, asked + 100, time.monotonic())
-    until(link, shows(asked), START)
+    lit(link, asked)
 
 
-def test_an_old_reading_is_no_reading_though_the_link_lives(link: PanelLink) -> None:
-    read_at = time.monotonic()
-    link.show(Shown.OPACITY, 200, read_at)
-    until(link, shows(Shown.OPACITY), IN_TIME)
-    until(link, shows(Shown.NO_READING), OLD + SLACK)
-    assert time.monotonic() - read_at > OLD - SLACK, "it was given up too early"
+def test_an_old_reading_is_no_reading_though_the_link_lives(
+    link: PanelLink, lag: Callable[[], float]
+) -> None:
+    _, read_at = lit(link, Shown.OPACITY)
+    until(lambda: shows(link, Shown.NO_READING), lambda: link.state)
+    took = time.monotonic() - read_at
+    assert took > OLD - SLACK, "it was given up too early"
+    assert took < OLD + SLACK + lag()
     assert link.state.name == "linked"
 
 
-def test_a_reading_whose_number_stands_still_is_none_whatever_age_is_claimed(link: PanelLink) -> None:
-    began = time.monotonic()
-    link.show(Shown.NORMAL, 300, began)
-    until(link, shows(Shown.NORMAL), IN_TIME)
-    while not shows(Shown.NO_READING)(link.state):
-        link.show(Shown.NORMAL, 300, time.monotonic())
-        assert time.monotonic() < began + OLD + SLACK, link.state
-        time.sleep(0.01)
+def test_a_reading_whose_number_stands_still_is_none_whatever_age_is_claimed(
+    link: PanelLink, lag: Callable[[], float]
+) -> None:
+    number, began = lit(link, Shown.NORMAL)
+
+    def given_up() -> bool:
+        link.show(Shown.NORMAL, number, time.monotonic())
+        return shows(link, Shown.NO_READING)
+
+    until(given_up, lambda: link.state)
+    assert time.monotonic() - began < OLD + SLACK + lag()
     assert link.state.name == "linked"
-    link.show(Shown.NORMAL, 301, time.monotonic())
-    until(link, shows(Shown.NORMAL), IN_TIME)
+    lit(link, Shown.NORMAL)
