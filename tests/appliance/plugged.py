@@ -91,29 +91,9 @@ def stick() -> dict[str, bool]:
         seen[f"a stick with {name} on it"] = found and wanted == (
             "sonoglance-stick@sda.service" if name == "vfat" else ""
         )
-        if name == "vfat":
-            seen |= looked_at()
         (gadget / "UDC").write_text("\n")
         settled(lambda: not Path("/dev/sda").exists())
     return seen
-
-
-def looked_at() -> dict[str, bool]:
-    """The stick, as the unit has it mounted and let go of."""
-    for driver in ("vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1", "nls_utf8"):
-        subprocess.run(["modprobe", driver], check=False)
-    launch = ["sh", str(ROOT / "systemd" / "launch")]
-    asked = ["findmnt", "--noheadings", "--output", "OPTIONS", "/run/sonoglance-stick/sda"]
-    mounted = subprocess.run([*launch, "mount", "sda"], check=False).returncode == 0
-    options = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split(",")
-    again = subprocess.run([*launch, "mount", "sda"], check=False).returncode
-    gone = subprocess.run([*launch, "unmount", "sda"], check=False).returncode == 0
-    return {
-        "it is mounted, and nothing on it can be run or written": mounted
-        and {"ro", "nosuid", "nodev", "noexec"} <= set(options),
-        "what is mounted already is left alone": again == 1,
-        "nothing is left of it": gone and not Path("/run/sonoglance-stick/sda").exists(),
-    }
 
 
 def main() -> None:

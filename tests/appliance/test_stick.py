@@ -65,6 +65,10 @@ echo "left [$(ls /run/sonoglance-stick)]"
 echo "current $(readlink $home/current)"
 echo "trial $(tr '\\n' ' ' <$home/trial)"
 echo "active $(systemctl is-active sonoglance.service)"
+mkdir /by-hand
+mount /dev/sda /by-hand
+$home/launch mount sda
+echo "again $?"
 sed 's/^/history /' $home/history.jsonl
 systemctl poweroff --force
 """
@@ -121,3 +125,4 @@ def test_a_stick_that_is_plugged_in_updates_the_box_without_anybody(root: Path, 
     assert told["trial"] == f"from={history[0]['to']} to=9.0.0 starts=1", "it is on trial, and was started"
     assert told["active"] == "active"
     assert told["left"] == "[]", "the stick is let go of"
+    assert told["again"] == "1", "what somebody has mounted is left alone"
