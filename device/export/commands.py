@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from device.clock import now
+from device.ending import when_told_to_end
 from device.exams.exam import Exam
 from device.exams.protocols import Protocol, load_protocol
 from device.exams.store import Store
@@ -76,7 +77,7 @@ def send(
     """
     sender = Sender(store, title, tls_context(certificates), language, advice, told)
     if stay:
-        signal.signal(signal.SIGTERM, lambda *_: sender.stop())
+        when_told_to_end(sender.stop, signal.SIGTERM)
         sender.run()
     else:
         sender.send_due(now())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from device.clock import now
+from device.ending import when_told_to_end
 from device.exams.database import locked_folder
 from device.fleet import FleetError
 from device.fleet.broker import Link, configured
@@ -122,8 +123,7 @@ def _once(config: Config, box: Box, health: Path) -> int:
 
 def _serve(config: Config, box: Box, health: Path) -> int:
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    when_told_to_end(stop.set, signal.SIGTERM, signal.SIGINT)
     service = Service(config, box, health)
     page = None
     if config.fleet.metrics_port:

@@ -99,16 +99,24 @@ def screen_reachable() -> bool:
     number = number.split(".")[0]
     if not number.isdigit():
         return False
+    if host in ("", "unix"):
+        return _answers_here(f"/tmp/.X11-unix/X{number}")
     try:
-        if host in ("", "unix"):
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(1.0)
-                client.connect(f"/tmp/.X11-unix/X{number}")
-        else:
-            socket.create_connection((host, 6000 + int(number)), timeout=1.0).close()
+        socket.create_connection((host, 6000 + int(number)), timeout=1.0).close()
     except OSError:
         return False
     return True
+
+
+def _answers_here(path: str) -> bool:
+    """Whether one does on a socket's abstract name or else on its file, as libxcb asks: the file may have been
+    taken away by an older server of that number that ended."""
+    for address in ("\0" + path, path):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(1.0)
+            if client.connect_ex(address) == 0:
+                return True
+    return False
 
 
 class Nowhere:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from device.errors import DisplayError
 
 FRAME_BUFFER = "Xvfb_screen0"
-STOP_DEADLINE = 10.0
+STOP_DEADLINE = 60.0
 """Seconds to wait for the server's end."""
 
 

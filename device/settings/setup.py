@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from device.capture.grabber import START_DEADLINE
 from device.capture.live import Capture
 from device.clock import now
 from device.errors import DisplayError
@@ -197,9 +198,12 @@ def find(
 
 
 def wait_for_picture(capture: Capture, wait: float) -> Frame:
-    """A source's first frame. Raises SetupError after ``wait`` seconds without one."""
+    """A source's first frame. Raises SetupError after ``wait`` seconds without one; a grabber that is only
+    starting by then is given the time to say why."""
     until = now() + wait
-    while now() < until and not capture.ended:
+    while not capture.ended and (
+        now() < until or (capture.trouble is None and now() < until + START_DEADLINE)
+    ):
         arrived = capture.take(FRAME_DEADLINE)
         if arrived is not None:
             return arrived.frame

@@ -329,8 +329,8 @@ def _run(name: str, command: list[str | Path], deadline: float, lock: int, code:
 def wait_for_exam(box: Box, patience: float, told: Told = lambda line: None) -> None:
     """Return when no exam is under way: none is ever interrupted. Raises UpdateError where one still is after
     ``patience`` seconds."""
-    until, busy = now() + patience, False
-    if box.told_health().get("busy"):
+    until, busy = now() + patience, bool(box.told_health().get("busy"))
+    if busy:
         told(f"an exam is under way; it is waited for, up to {patience / 60:.0f} minutes")
     # A reader that was busy and says nothing now is being started anew, and goes on with that exam.
     while busy := bool(box.told_health().get("busy", busy)):

@@ -16,6 +16,8 @@ from device.web.live import LivePicture
 SOCKET = "live.sock"
 HANDED = b"live"
 DESCRIPTORS = 2
+JOIN_DEADLINE = 2.0
+"""Seconds to wait for the thread at the door to end."""
 MOST_GUESTS = 4
 """Connections that are held: those of web processes that have ended would else pile up."""
 
@@ -28,12 +30,16 @@ class LiveDoor:
         made there."""
         self._live, self._path = live, folder / SOCKET
         self._guests: deque[socket.socket] = deque()
-        self._path.unlink(missing_ok=True)
+        # Under its name only once nobody else may enter and somebody is let in.
+        draft = folder / f".{SOCKET}.part"
+        draft.unlink(missing_ok=True)
         self._door = socket.socket(socket.AF_UNIX)
-        self._door.bind(str(self._path))
-        self._path.chmod(0o600)
+        self._door.bind(str(draft))
+        draft.chmod(0o600)
         self._door.listen()
-        threading.Thread(target=self._serve, name="live door", daemon=True).start()
+        draft.replace(self._path)
+        self._thread = threading.Thread(target=self._serve, name="live door", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Let nobody in any more, and let go of those that are."""
@@ -41,6 +47,8 @@ class LiveDoor:
         # Closing alone would not wake the thread that waits in accept.
         with contextlib.suppress(OSError):
             self._door.shutdown(socket.SHUT_RDWR)
+        # One that is coming in just now is among those that are.
+        self._thread.join(JOIN_DEADLINE)
         self._door.close()
         for guest in self._guests:
             guest.close()

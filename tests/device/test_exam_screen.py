@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -45,7 +45,7 @@ from device.screen.torso import ZoneMark, torso_map, torso_svg
 from device.screen.words import languages, load_words
 from tests.conftest import ROOT
 from tests.device.test_screen import BEAM, IMAGE, centre, has_colour, part, screen, wait_until
-from tests.device.x_server import do, x_server
+from tests.device.x_server import PATIENCE, do, heard, x_server
 
 BLUE = load_protocol("blue-6")
 WORDS = load_words("en")
@@ -553,21 +553,16 @@ import sys
 from device.screen.displays import open_display
 from tests.device.test_exam_screen import CLIP, exam_screen, panel
 display = open_display(sys.argv[1])
+shown = exam_screen(panel(sys.argv[2], states=("normal", "opacity"), clip=CLIP), "opacity", opacity=0.9)
+display.show(shown)
+print("begun", flush=True)
 key = ""
 while key != "q":
-    shown = panel(sys.argv[2], states=("normal", "opacity"), clip=CLIP)
-    key = display.show(exam_screen(shown, "opacity", opacity=0.9))
+    key = display.show(shown)
     if key:
         print(key, flush=True)
 display.close()
 """
-
-
-def heard(child: subprocess.Popen[bytes]) -> str:
-    """The next key that a program has taken."""
-    assert child.stdout is not None
-    assert select.select([child.stdout], [], [], 20.0)[0], "nothing was taken"
-    return os.read(child.stdout.fileno(), 64).decode().strip()
 
 
 @pytest.mark.parametrize("phase", ["aim", "review"])
@@ -577,6 +572,8 @@ def test_an_exams_buttons_and_keys_are_met_in_a_real_window(tmp_path: Path, phas
         environment = {**os.environ, "DISPLAY": display.name}
         child = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE)
         try:
+            # A touch is meant for what was shown before: there must be something.
+            assert heard(child) == "begun"
             assert wait_until(lambda: has_colour(display.pixels.copy(), ABNORMAL), child)
             for button in buttons_of(exam_screen(panel(phase))):
                 do(display, "mousemove", *centre(button.box), "click", 1)
@@ -586,10 +583,10 @@ def test_an_exams_buttons_and_keys_are_met_in_a_real_window(tmp_path: Path, phas
                 do(display, "key", "Left", "g", key)
                 assert heard(child) == key
             do(display, "key", "q")
-            assert child.wait(20) == 0
+            assert child.wait(PATIENCE) == 0
         finally:
             child.kill()
-            child.wait(20)
+            child.wait(PATIENCE)
 
 
 class OnTerminal:
@@ -618,13 +615,24 @@ class OnTerminal:
             preexec_fn=own_terminal,
         )
 
-    def read_until(self, text: str, seconds: float = 30.0) -> None:
-        deadline = time.monotonic() + seconds
+    def read_until(self, text: str) -> None:
         seen = len(self.output)
-        while text not in self.output[seen:]:
-            assert time.monotonic() < deadline, f"no {text!r} in {self.output[-500:]!r}"
-            if select.select([self.master], [], [], 0.2)[0]:
+        self._read(lambda: text in self.output[seen:], f"no {text!r}")
+
+    def ended(self) -> int | None:
+        """How the program ended, read to its end: it waits where a terminal is full that nobody reads."""
+        self._read(lambda: self.child.poll() is not None and not self._more(), "no end")
+        return self.child.returncode
+
+    def _read(self, enough: Callable[[], bool], lacking: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not enough():
+            assert time.monotonic() < deadline, f"{lacking} in {self.output[-500:]!r}"
+            if self._more(0.2):
                 self.output += os.read(self.master, 65536).decode()
+
+    def _more(self, wait: float = 0.0) -> bool:
+        return bool(select.select([self.master], [], [], wait)[0])
 
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
@@ -637,7 +645,7 @@ class OnTerminal:
 
     def end(self) -> None:
         self.child.kill()
-        self.child.wait(20)
+        self.child.wait(PATIENCE)
         os.close(self.master)
         os.close(self.slave)
 
@@ -661,11 +669,9 @@ def test_an_exam_can_be_done_on_a_terminal_without_enter(terminal: OnTerminal) -
     terminal.type("\x1b[A\x1b[15~\x1bOBg ")
     terminal.read_until("f\r\n")
     terminal.type("\x1b")
-    assert terminal.child.wait(20) == 0
-    while select.select([terminal.master], [], [], 0.2)[0]:
-        terminal.output += os.read(terminal.master, 65536).decode()
-    heard = [line[-1] for line in re.findall(r"(?:^|[\r\n ])(\w)\r\n", terminal.output)]
-    assert heard == list("r2efq")
+    assert terminal.ended() == 0
+    taken = [line[-1] for line in re.findall(r"(?:^|[\r\n ])(\w)\r\n", terminal.output)]
+    assert taken == list("r2efq")
     assert terminal.is_as_before()
 
 
@@ -673,8 +679,8 @@ def test_an_exam_can_be_done_on_a_terminal_without_enter(terminal: OnTerminal) -
 def test_the_terminal_is_given_back_however_the_program_ends(terminal: OnTerminal, how: int) -> None:
     assert not terminal.is_as_before()
     terminal.child.send_signal(how)
-    terminal.child.wait(20)
-    deadline = time.monotonic() + 10
+    assert terminal.ended() is not None
+    deadline = time.monotonic() + PATIENCE
     while not terminal.is_as_before():
         assert time.monotonic() < deadline, "the terminal echoes nothing"
         time.sleep(0.05)
