@@ -109,8 +109,8 @@ def screen_reachable() -> bool:
 
 
 def _answers_here(path: str) -> bool:
-    """Whether one does on a socket's abstract name or else on its file, as libxcb asks: the file may have been
-    taken away by an older server of that number that ended."""
+    """Whether one does on a socket's abstract name or else on its file, as libxcb asks: the file may have
+    been taken away by an older server of that number that ended."""
     for address in ("\0" + path, path):
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(1.0)

@@ -510,6 +510,16 @@ def test_a_window_without_a_screen_is_refused_in_words(monkeypatch: pytest.Monke
         open_display("window")
 
 
+def test_a_screen_is_found_although_the_file_of_its_socket_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An X server that ends takes away the file of the next one with its number."""
+    with x_server(tmp_path) as display:
+        Path(f"/tmp/.X11-unix/X{display.name.removeprefix(':')}").unlink()
+        monkeypatch.setenv("DISPLAY", display.name)
+        assert screen_reachable()
+
+
 def wait_until(
     condition: Callable[[], bool], child: subprocess.Popen[Any], seconds: float = PATIENCE
 ) -> bool:
