@@ -653,13 +653,13 @@ class OnTerminal:
 @pytest.fixture
 def terminal() -> Iterator[OnTerminal]:
     running = OnTerminal(sys.executable, "-c", SHOW_EXAM, "terminal", "aim")
-    running.read_until("Right, upper BLUE point")
+    running.read_until("begun")
     yield running
     running.end()
 
 
 def test_an_exam_can_be_done_on_a_terminal_without_enter(terminal: OnTerminal) -> None:
-    assert "1/6" in terminal.output
+    assert "1/6  Right, upper BLUE point" in terminal.output
     assert "Touch Record or press R" in terminal.output
     assert not terminal.echoes()
     for key in "r2e":
