@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 
 from systemd import appliance
-from tests.conftest import ROOT, need_right
+from tests.appliance.booted import prepare
+from tests.conftest import ROOT, need, need_right
+from tests.vm.machine import PACKAGES, find_kernel
 
 PYTHON = "{}.{}".format(*sys.version_info)
 WHEN = 1_700_000_000
@@ -65,6 +67,26 @@ def appliance_file() -> Path:
         for old in sorted(places.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             shutil.rmtree(old)
     return found[0]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian's tree with the box installed in it, to be booted."""
+    tools = shutil.which("mmdebstrap") and shutil.which("systemd-nspawn")
+    need(tools, "mmdebstrap and systemd-nspawn", "mmdebstrap systemd-container")
+    # Its files are of several users.
+    need_right("giving files to others", "chown", "65534", str(tmp_path_factory.mktemp("others")))
+    return prepare()
+
+
+@pytest.fixture(scope="session")
+def kernel() -> str:
+    """The version of the virtual machine's kernel."""
+    try:
+        return find_kernel()
+    except LookupError as error:
+        need(None, str(error), PACKAGES)
+        raise
 
 
 @pytest.fixture(scope="session")

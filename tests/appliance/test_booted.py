@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,24 +17,13 @@ from tests.appliance.booted import (
     booted,
     exposures,
     hang,
-    prepare,
     two_clips,
     until,
 )
-from tests.conftest import need
 
 ASK = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8700/', timeout=30)"
 
 pytestmark = pytest.mark.appliance
-
-
-@pytest.fixture(scope="module")
-def root() -> Path:
-    need(shutil.which("mmdebstrap") and shutil.which("systemd-nspawn"), "mmdebstrap and systemd-nspawn",
-         "mmdebstrap systemd-container")  # fmt: skip
-    if os.geteuid():
-        pytest.skip("only root may boot a container: sudo make test-appliance")
-    return prepare()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.appliance.booted import LUNG, SERVICE, Box, booted, prepare, until
-from tests.conftest import need
+from tests.appliance.booted import LUNG, SERVICE, Box, booted, until
 from tests.device.boxes import Payload, Workshop
 
 pytestmark = pytest.mark.appliance
@@ -53,11 +51,9 @@ def stick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def box(workshop: Workshop, stick: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    need(shutil.which("mmdebstrap") and shutil.which("systemd-nspawn"), "mmdebstrap and systemd-nspawn",
-         "mmdebstrap systemd-container")  # fmt: skip
-    if os.geteuid():
-        pytest.skip("only root may boot a container: sudo make test-appliance")
+def box(
+    root: Path, workshop: Workshop, stick: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Box]:
     folder = tmp_path_factory.mktemp("box")
     keys, drop_in = folder / "keys", folder / "stick-drop-in"
     keys.mkdir()
@@ -69,7 +65,7 @@ def box(workshop: Workshop, stick: Path, tmp_path_factory: pytest.TempPathFactor
         f"--bind-ro={stick}:/stick",
         f"--bind-ro={drop_in}:/etc/systemd/system/{STICK_UNIT}.d",
     )
-    with booted(prepare(), f'[source]\ndevice = "{LUNG}\n', folder, *binds, planted=True) as box:
+    with booted(root, f'[source]\ndevice = "{LUNG}\n', folder, *binds, planted=True) as box:
         until(box.reads, "the first reading")
         yield box
 

@@ -10,20 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, need
-from tests.vm.machine import PACKAGES, boot, find_kernel
+from tests.vm.machine import boot
 
 pytestmark = pytest.mark.appliance
 LIMIT = 290
 
 
-def test_what_is_plugged_in_has_its_name_and_is_left_alone(tmp_path: Path) -> None:
+def test_what_is_plugged_in_has_its_name_and_is_left_alone(kernel: str, tmp_path: Path) -> None:
     need(shutil.which("mkfs.vfat"), "mkfs.vfat", "dosfstools")
-    try:
-        version = find_kernel()
-    except LookupError as error:
-        need(None, str(error), PACKAGES)
     play = [sys.executable, "-B", "-m", "tests.appliance.plugged", "/dev/ttyS1"]
-    boot(tmp_path, version, ROOT, play, LIMIT)
+    boot(tmp_path, kernel, ROOT, play, LIMIT)
     said = (tmp_path / "results").read_text()
     assert said, (tmp_path / "console").read_text()[-2000:]
     seen = json.loads(said)

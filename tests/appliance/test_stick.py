@@ -4,17 +4,15 @@ and a USB disk with a file system. One boot of a virtual machine."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.appliance.booted import prepare
 from tests.conftest import need
 from tests.device.boxes import Payload, Workshop
-from tests.vm.machine import PACKAGES, boot_box, find_kernel
+from tests.vm.machine import boot_box
 
 pytestmark = pytest.mark.appliance
 LIMIT = 1200
@@ -74,15 +72,6 @@ systemctl poweroff --force
 """
 
 
-@pytest.fixture(scope="module")
-def root() -> Path:
-    need(shutil.which("mmdebstrap") and shutil.which("systemd-nspawn"), "mmdebstrap and systemd-nspawn",
-         "mmdebstrap systemd-container")  # fmt: skip
-    if os.geteuid():
-        pytest.skip("only root may make a box's tree: sudo make test-appliance")
-    return prepare()
-
-
 def make_stick(folder: Path, file: Path) -> Path:
     """The image of a stick with a file on it."""
     image = folder / "stick"
@@ -93,12 +82,10 @@ def make_stick(folder: Path, file: Path) -> Path:
     return image
 
 
-def test_a_stick_that_is_plugged_in_updates_the_box_without_anybody(root: Path, tmp_path: Path) -> None:
+def test_a_stick_that_is_plugged_in_updates_the_box_without_anybody(
+    root: Path, kernel: str, tmp_path: Path
+) -> None:
     need(shutil.which("mkfs.vfat") and shutil.which("mcopy"), "mkfs.vfat and mcopy", "dosfstools mtools")
-    try:
-        version = find_kernel()
-    except LookupError as error:
-        need(None, str(error), PACKAGES)
     (tmp_path / "workshop").mkdir()
     workshop = Workshop(tmp_path / "workshop")
     added = tmp_path / "added"
@@ -115,7 +102,7 @@ def test_a_stick_that_is_plugged_in_updates_the_box_without_anybody(root: Path, 
     wanted.mkdir()
     (wanted / "watch.service").symlink_to("../watch.service")
     file = workshop.file(tmp_path / "files", Payload("9.0.0", pythons=("3.11",), make=MAKE))
-    boot_box(tmp_path, version, root, added, make_stick(tmp_path, file), LIMIT)
+    boot_box(tmp_path, kernel, root, added, make_stick(tmp_path, file), LIMIT)
     said = (tmp_path / "results").read_text()
     told = dict(line.rstrip().split(" ", 1) for line in said.splitlines() if " " in line)
     assert {"ro", "nosuid", "nodev", "noexec"} <= set(told["mounted"].split(",")), said

@@ -46,7 +46,7 @@ from device.health.check import STATES
 from device.health.machine import Temperature
 from device.settings.config import Config, load_config
 from tests.conftest import ROOT, need
-from tests.device.exams.test_store import fill, small_disk
+from tests.device.exams.test_store import fill, give_away, small_disk
 from tests.device.export.samples import small_exam, small_recording
 from tests.device.ports import free_port
 
@@ -761,10 +761,9 @@ def test_what_is_shown_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest
     assert not usual.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="it tests what root is refused: run the tests as root")
 def test_root_leaves_no_files_in_the_services_folder(tmp_path: Path) -> None:
     box = Box(tmp_path, None, 1)
-    os.chown(box.state, 65534, 65534)
+    give_away(box.state)
     assert "sudo -u '#65534' sonoglance fleet" in only_line(box.once().stderr)
     assert list(box.state.iterdir()) == []
 
